@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).parents[1] / "jobs" / "accuracy.sh"
 
 
 def test_cora_reaches_the_accuracy_of_the_paper(data, tmp_path, parmetis):
-    """81.5 % in Kipf & Welling 2017; one seed of docs/accuracy.md on 2 ranks, cut by ParMETIS."""
+    """81.5 % in Kipf & Welling 2017; one seed of docs/accuracy.md, 2 ranks, ParMETIS."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_", "SLURM_"))}
     done = subprocess.run(
         ["bash", SCRIPT, "cora/gcn"],

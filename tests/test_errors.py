@@ -1,4 +1,4 @@
-"""What the package says is one line, whatever the names and values in it."""
+"""Messages of the package are one line, whatever names and values they contain."""
 
 from __future__ import annotations
 

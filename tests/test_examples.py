@@ -1,4 +1,4 @@
-"""Each example runs on the ranks of the test, as its first lines say; what it claims is so."""
+"""Each example runs on the ranks of the test as its first lines show, with the claimed results."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_models_of_the_page_on_models_train(comm, part, monkeypatch):
 
 
 def test_a_resumed_run_continues_its_log(comm, part, monkeypatch):
-    """In one run there, by its id, with the steps and names that the epochs have here."""
+    """It is one run there, by its id, with the same steps and names as the epochs here."""
     opened, steps = [], []
 
     class Run:
@@ -133,7 +133,7 @@ def test_a_notebook_needs_no_launcher(comm, part, monkeypatch, capsys):
 
 
 def in_pyg(folder: Path) -> dict:
-    """The moved script's `make_graph` and `Net` with PyTorch Geometric's layers again."""
+    """Return the ported script's `make_graph` and `Net` with PyTorch Geometric's layers."""
     text = (EXAMPLES / "moved_from_pyg.py").read_text()
     assert text.count("from hpcgnn.nn.pyg import") == 1
     (folder / "original.py").write_text(text.replace("hpcgnn.nn.pyg", "torch_geometric.nn"))
@@ -141,7 +141,7 @@ def in_pyg(folder: Path) -> dict:
 
 
 def original_losses(script: dict, data, start: dict, weight: torch.Tensor) -> list[float]:
-    """The loop of the script as it was, on one process: 20 epochs without dropout."""
+    """Run the original script's loop on one process: 20 epochs without dropout."""
     model = script["Net"](data.num_features, 64, 2, dropout=0.0)
     model.load_state_dict(start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1e-3)

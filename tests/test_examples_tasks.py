@@ -1,4 +1,4 @@
-"""The examples of tasks run on the ranks of the test, as their first lines say."""
+"""The examples of tasks run on the ranks of the test, as their first lines show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(name: str, *arguments: object, **options: object) -> None:
 
 
 def write_edges(folder: Path, count: int, groups: int) -> None:
-    """`edges.csv` between nodes of one group mostly, and `x.npy`; the nodes are named from 500."""
+    """Write `edges.csv`, mostly within groups, and `x.npy`; ids of nodes start at 500."""
     rng = np.random.default_rng(count)
     ends = rng.integers(0, count, (2, 8 * count))
     ends = ends[:, (ends[0] % groups == ends[1] % groups) | (rng.random(8 * count) < 0.05)]

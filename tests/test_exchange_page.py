@@ -1,4 +1,4 @@
-"""What docs/exchange.md shows runs, in this process."""
+"""The code in docs/exchange.md runs, in this process."""
 
 from __future__ import annotations
 

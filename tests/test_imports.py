@@ -1,4 +1,4 @@
-"""The rooms of the package: imports point downward only, in no circle; each class has one name."""
+"""The package's structure: imports point downward only, without cycles; class names are unique."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def nodes(module: str) -> list[ast.AST]:
 
 
 def imports(module: str) -> set[str]:
-    """Modules of ours that `module` imports, for types alone and inside functions too."""
+    """Return our modules that `module` imports, including for types and inside functions."""
     found = set()
     for node in nodes(module):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""What `import hpcgnn` offers, and what it costs."""
+"""The names that `import hpcgnn` provides, and what the import costs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_public_names_are_imported_at_first_use():
 
 
 def test_the_contents_of_a_wheel(tmp_path):
-    """The compiled kernels lie among the sources here; everything else is put together anew."""
+    """The compiled kernels are among the sources here; everything else is built again."""
     root = Path(__file__).parents[1]
     build = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path]
     build += ["build_py", "--build-lib", tmp_path / "lib"]
@@ -69,7 +69,7 @@ print({*sys.modules} & {"torch", "mpi4py", "h5py"} or "neither", before == dict(
 
 
 def test_the_command_line_is_parsed_before_torch_is_loaded():
-    """A signal is heard, and a mistyped option answered, before the seconds that torch takes."""
+    """Signals are handled, and mistyped options reported, before the seconds that torch takes."""
     verbs = sorted(set(VERBS) - {"plan"})
     program = """
 import importlib, sys

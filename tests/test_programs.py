@@ -1,4 +1,4 @@
-"""What other code runs: nothing of the current folder."""
+"""Programs that the package runs: none from the current folder."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_growth_script_measures(comm, monkeypatch, capfd):
 
 
 def test_the_overlap_script_measures(monkeypatch, capsys):
-    """Of epochs that take 3 s, of which 1 s is waited, and as long as both over any link."""
+    """Epochs take 3 s, of which 1 s is waiting; over a link they take work plus transfer."""
     program = runpy.run_path(str(ROOT / "jobs/overlap.py"))
     main, links = program["main"], []
 

@@ -1,4 +1,4 @@
-"""The documents: commands run or parse, links lead somewhere.
+"""The documentation: commands run or parse, links have targets.
 
 README.md's script trains; messages and options in docs exist.
 """
@@ -40,14 +40,14 @@ def text_of(page: str) -> str:
 
 
 def blocks(language: str, document: str = "README.md") -> list[tuple[str, str]]:
-    """`(remark, code)` of each block of a language."""
+    """Return `(remark, code)` of each block of a language."""
     text = (ROOT / document).read_text(encoding="utf-8")
     return [(remark, code) for remark, found, code in BLOCK.findall(text) if found == language]
 
 
 @pytest.fixture
 def shell(tmp_path):
-    """`shell(script)`: runs it in an empty folder where `hpcgnn` and `mpiexec` are in PATH.
+    """Return `shell(script)`, which runs it in an empty folder with `hpcgnn` and `mpiexec` in PATH.
 
     `folder`: another one.
     """
@@ -80,7 +80,7 @@ def shell(tmp_path):
 
 
 def commands(script: str) -> Iterator[tuple[int, list[str]]]:
-    """`(ranks, words)` of each line of a script of hpcgnn's commands; 0 ranks without mpiexec."""
+    """Yield `(ranks, words)` of each line of a script of commands; 0 ranks without mpiexec."""
     for line in script.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         ranks = 0
@@ -119,7 +119,7 @@ def test_commands_of_the_readme_run_on_one_machine(mpirun, tmp_path, monkeypatch
 
 
 def test_the_first_commands_learn(mpirun, tmp_path, monkeypatch):
-    """Defaults of `generate` and `train`: nine tenths of all nodes are right after 20 epochs."""
+    """With the defaults of `generate` and `train`, 90 % of all nodes are right after 20 epochs."""
     monkeypatch.chdir(tmp_path)
     ((_, code),) = blocks("sh", "docs/index.md")
     out = ""
@@ -186,7 +186,7 @@ def test_commands_of_the_page_on_layers_run(comm, tmp_path, monkeypatch):
 
 
 def test_every_snippet_runs_or_is_marked_with_a_reason():
-    """Of each page, a test takes the snippets; one that no test takes is marked."""
+    """The snippets of each page are run by a test; those that are not are marked."""
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     taken = set(re.findall(r'blocks\("(\w+)", "([\w./]+)"\)', tests)) | {("python", "README.md")}
     for document in DOCUMENTS:
@@ -223,7 +223,7 @@ def test_the_reference_has_every_public_name():
 
 
 def anchors(text: str) -> set[str]:
-    """What `#...` may name in a document, as GitHub makes it from the headings."""
+    """Return the anchors of a document, as GitHub makes them from the headings."""
     titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

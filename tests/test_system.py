@@ -1,4 +1,4 @@
-"""What the process's surroundings are taken to be."""
+"""Detection of the process's environment."""
 
 import os
 import subprocess

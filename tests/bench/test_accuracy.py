@@ -1,4 +1,4 @@
-"""Seconds to an accuracy are of training alone; samples learn the same model."""
+"""Seconds to an accuracy count training only; sampled training learns the same model."""
 
 import json
 
@@ -31,7 +31,7 @@ def test_number_of_sampled_neighbours_per_layer():
 
 
 def test_a_sampler_trains_until_the_accuracy_is_reached(tmp_path, monkeypatch):
-    """Steps on batches that hold the whole graph."""
+    """The batches hold the whole graph."""
     pytest.importorskip("torch_geometric")
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 20)

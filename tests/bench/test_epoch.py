@@ -1,4 +1,4 @@
-"""The comparison of epochs: order, arithmetic, one line for each, and equal losses."""
+"""The comparison of epochs: order of the runs, arithmetic, one line per contender, equal losses."""
 
 import json
 from contextlib import redirect_stdout
@@ -70,7 +70,7 @@ def test_the_floor_counts_products_and_gathers():
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """Verbs of ours run in this process."""
+    """Return a Bench whose hpcgnn commands run in this process."""
 
     def ours(arguments, ranks, limits):
         out = StringIO()

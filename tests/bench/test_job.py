@@ -1,4 +1,4 @@
-"""Programs are watched: what they say, how they fail, and that nothing of them stays."""
+"""Running other programs: their answers, their failures, and that no process of them remains."""
 
 import os
 import sys

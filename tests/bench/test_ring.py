@@ -1,4 +1,4 @@
-"""The ring is measured on the ranks of the test."""
+"""The ring benchmark, run on the ranks of the test."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Ideals follow from the first step, and no machine has more processors than it has."""
+"""Ideal times follow from the first step and from the number of processors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Medians, spread and columns."""
+"""Tables: medians, ranges and columns."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What runs of ours and answers of peers say, and whatever else they may say."""
+"""Results read from our runs and from the answers of peers, valid or not."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The verb bench prints every implementation it finds, ours at ratio 1."""
+"""The verb `bench` prints every implementation that it finds, with ours at ratio 1."""
 
 import importlib.util
 import json

@@ -31,7 +31,7 @@ if main(sys.argv[1:]) == 0:
 
 
 def peak_memory(*args: object) -> int:
-    """Most memory a successful conversion ever held, files of libraries apart, in bytes."""
+    """Return the peak memory of a successful conversion without mapped library files, in bytes."""
     command = [sys.executable, "-c", MEASURED, "convert", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "peak " in done.stdout, done.stderr
@@ -65,7 +65,7 @@ def test_named_pipes_in_folders_do_not_block(format, tmp_path, capsys):
 
 
 def write_pairs(path: Path, pairs: np.ndarray, digits: int) -> None:
-    """Lines of two numbers with leading zeros, as fast as memory allows."""
+    """Write lines of two numbers with leading zeros, quickly."""
     with path.open("wb") as file:
         for part in np.array_split(pairs, 64):
             text = part[:, :, None] // 10 ** np.arange(digits - 1, -1, -1) % 10 + ord("0")
@@ -76,7 +76,7 @@ def write_pairs(path: Path, pairs: np.ndarray, digits: int) -> None:
 
 @pytest.mark.slow
 def test_memory_stays_below_the_limit(tmp_path):
-    """Ids that have to be renamed and edges to be reversed: every pass goes over the disk."""
+    """Ids are renamed and edges reversed, so that every pass uses temporary files."""
     rng = np.random.default_rng(0)
     number = 100_000
     names = np.sort(10**16 + rng.choice(9 * 10**16, number, replace=False))  # of 17 digits
@@ -146,7 +146,7 @@ def test_two_ranks_write_one_file(mpirun, source, tmp_path):
 
 @pytest.fixture
 def run(capfd):
-    """`run(source, out, "--option", ...)` in this process: status and what was said on stderr."""
+    """Return `run(source, out, "--option", ...)`: exit status and stderr, run in this process."""
 
     def convert(*args: object) -> tuple[int, str]:
         capfd.readouterr()
@@ -221,7 +221,7 @@ def test_formats_that_the_name_does_not_show(run, source, tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_no_file(tmp_path):
-    """A limit on the size of files stands for a disk without space."""
+    """A limit on file sizes stands for a full disk."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "e.npy", rng.integers(0, 5000, (2, 400_000)))
     for size, option in ((1 * MIB, "200MiB"), (1 * MIB, "4GiB")):
@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_no_file(tmp_path):
 
 
 def stop(process: subprocess.Popen, number: int) -> int:
-    """Signal and wait; again after a while, as Python sleeps over one just before a read."""
+    """Send a signal and wait; send it again, as Python misses one just before a read."""
     for _ in range(6):
         process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
@@ -259,7 +259,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_job_leaves_no_files(tmp_path, number):
-    """The conversion is held before the edges are written."""
+    """The conversion is paused before the edges are written."""
     (tmp_path / "g.txt").write_text("0 1\n")
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, "convert", str(tmp_path / "g.txt"), str(tmp_path / "g.h5")],

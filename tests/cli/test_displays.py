@@ -1,4 +1,4 @@
-"""What a command shows while it works: bars on a terminal, else lines with the time, or JSON."""
+"""Progress of a command: bars on a terminal, otherwise lines with the time, or JSON."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_only_rank_0_prints(comm, shared_path, capsys):
 
 
 def on_terminal(*command: str, folder: Path) -> str:
-    """What a command shows on a terminal of its own."""
+    """Return what a command shows on a terminal of its own."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
     process = subprocess.Popen(

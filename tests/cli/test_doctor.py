@@ -1,4 +1,4 @@
-"""hpcgnn doctor: what it finds, and its exit status."""
+"""`hpcgnn doctor`: its findings and its exit status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hpcgnn generate` on one and several ranks, and what it refuses."""
+"""`hpcgnn generate` on one and several ranks, and invalid options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command says of itself: examples that parse, options in two steps, near words."""
+"""Help texts: examples that parse, options in two steps, suggestions for mistyped words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`hpcgnn info` on every kind of file, sound and damaged."""
+"""`hpcgnn info` on every kind of file, valid and damaged."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_info_starts_fast(files, mpirun):
 
 
 def add_attributes(path, **more: str) -> None:
-    """Attributes of the root with the checksum over all."""
+    """Add attributes to the root, with the checksum over all of them."""
     with Reader(path, None) as reader:
         attributes = reader.attributes | more
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:

@@ -1,4 +1,4 @@
-"""The command line itself: what is wrong with it, and who says so."""
+"""The command line itself: invalid arguments, and which rank reports them."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ PLANNED = ("--nodes", "9000", "--edges", "1e5", "--features", "8", "--classes", 
     ],
 )
 def test_verbs_for_one_process_do_not_start_mpi(verb, arguments, status, tmp_path):
-    """It may refuse to start, as on a login node; what fails there is told all the same."""
+    """MPI may refuse to start, as on a login node; errors must be reported all the same."""
     code = (
         "import os, sys; from hpcgnn.cli.main import main; status = main(sys.argv[1:]); "
         "print(status, 'mpi4py.MPI' in sys.modules, 'HPCGNN_MPI' in os.environ)"

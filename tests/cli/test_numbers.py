@@ -1,4 +1,4 @@
-"""Every option that is a number, with numbers that nobody means: one line, or a right run."""
+"""Every numeric option with absurd values: one line of error, or a correct run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def numeric_options(verb: str) -> list[str]:
 
 
 def is_setting(verb: str, option: str) -> bool:
-    """Whether it is one of `train`, which has a test of its own."""
+    """Return whether the option is a setting of `train`; settings have a test of their own."""
     return verb == "plan" and option.removeprefix("--").replace("-", "_") in options()
 
 

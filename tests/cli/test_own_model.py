@@ -1,4 +1,4 @@
-"""`train --model FILE.py:NAME` and `predict` with it; a file that has changed is told."""
+"""`train --model FILE.py:NAME` and `predict` with it; a changed file is reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def broken(graph):
 
 @pytest.fixture
 def folder(comm, shared_path):
-    """With graph.h5, its partition for these ranks, net.py and what it imports."""
+    """A folder with graph.h5, its partition for these ranks, net.py and the modules it imports."""
     graph = shared_path / "graph.h5"
     call(
         comm, generate, "sbm", graph, "--nodes", 90, "--degree", 6, "--classes", 3, "--features", 5
@@ -121,7 +121,7 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
 @pytest.mark.mpi
 @pytest.mark.parametrize("which", ["net.py", "aside.py"])
 def test_files_that_differ_between_ranks_are_refused(comm, folder, monkeypatch, which):
-    """That of the model, before it is run, and what it imports beside it."""
+    """The model's file, before it is run, and the modules beside it that it imports."""
     own = folder / str(min(comm.rank, 1))
     if comm.rank < 2:
         own.mkdir()
@@ -195,7 +195,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("way", ["command", "script"])
 def test_an_exception_on_one_rank_ends_all(comm, folder, mpirun, monkeypatch, way):
-    """Within seconds, with its own traceback and one line: the other ranks wait for nothing."""
+    """Within seconds, with its own traceback and one line: the other ranks do not hang."""
     monkeypatch.chdir(folder)
     (folder / "failing.py").write_text(FAILING)
     call(comm, partition, "graph.h5", "--parts", 2, "--method", "block", "-o", "two.h5")

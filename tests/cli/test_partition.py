@@ -1,4 +1,4 @@
-"""`hpcgnn partition` as a user meets it: files, figures, and refusals in one line."""
+"""`hpcgnn partition` on the command line: files, figures, and errors in one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def grid(tmp_path_factory):
 
 
 def read(path: Path) -> tuple[dict, np.ndarray]:
-    """Header of a partition file and the part of each node; every part is checked."""
+    """Return the header of a partition file and the part of each node; check every part."""
     with PartitionFile(path) as file:
         owner = np.full(file.counts.num_nodes, -1)
         for part in range(file.num_parts):
@@ -61,7 +61,7 @@ def test_default_file_and_report(mpirun, grid, tmp_path, monkeypatch, parmetis):
 
 @pytest.fixture
 def shared_grid(comm, shared_path) -> Path:
-    """The grid, in a folder that all ranks of the test see."""
+    """The grid, in a folder that is shared by all ranks of the test."""
     if comm.rank == 0:
         write_graph(shared_path / "grid.h5", grid_edges(30, 30), 900)
     comm.barrier()
@@ -108,7 +108,7 @@ def test_known_graphs_are_cut_as_well_as_by_metis(mpirun, data, tmp_path, parmet
 
 @pytest.mark.slow
 def test_arxiv_in_four_parts_is_good_and_needs_little_memory(mpirun, data, tmp_path, parmetis):
-    """At most a quarter of a random partition's volume, edges within 1.3, below 3 GB in all."""
+    """At most a quarter of a random partition's volume, edge balance below 1.3, below 3 GB."""
     graph, out, features = (tmp_path / name for name in ("arxiv.h5", "out.h5", "x.npy"))
     np.save(features, np.random.default_rng(0).normal(size=(169_343, 128)).astype(np.float32))
     source = data / "arxiv_structure.npz"
@@ -194,7 +194,7 @@ def debian(pattern: str) -> str:
 
 @pytest.fixture
 def open_mpi() -> dict[str, str]:
-    """What makes mpi4py take Debian's Open MPI."""
+    """The environment variables that make mpi4py use Debian's Open MPI."""
     return {
         "MPI4PY_MPIABI": "openmpi",
         "MPI4PY_LIBMPI": debian("*/libmpi.so.40"),

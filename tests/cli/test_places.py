@@ -1,4 +1,4 @@
-"""A rank that hangs in partition or predict is named with what it was doing."""
+"""A rank that hangs in `partition` or `predict` is named together with its stage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PLACES = [
 
 
 def arguments(verb: ModuleType, comm: Communicator, folder: Path) -> list[object]:
-    """Of a call of the verb; rank 0 makes what it needs."""
+    """Return the arguments for a call of the verb; rank 0 creates the files that it needs."""
     if verb is partition:
         if comm.rank == 0:
             write_graph(folder / "in.h5", grid_edges(5, 5), 25)

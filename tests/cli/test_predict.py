@@ -1,4 +1,4 @@
-"""`hpcgnn predict`: what its output may be, and what it does when that can't be written."""
+"""`hpcgnn predict`: valid outputs, and errors when the output can't be written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parts(comm, shared_path, monkeypatch) -> Path:
 
 @pytest.mark.mpi
 def test_an_output_that_cannot_be_created_ends_all_ranks(comm, parts, capsys):
-    """At once: the other ranks don't wait in an exchange."""
+    """At once: the other ranks do not wait in an exchange."""
     if comm.rank == 0:
         Path("file").touch()
     comm.barrier()
@@ -88,7 +88,7 @@ def test_only_predictions_are_replaced(comm, parts):
 @pytest.mark.mpi
 @pytest.mark.parametrize("options", [(), ("--correct-and-smooth",)])
 def test_the_split_is_that_of_training_by_default(comm, parts, capsys, options):
-    """Unless another is asked for; labels as input and smoothing read those of its nodes."""
+    """Unless another is given; label inputs and smoothing use the labels of its training nodes."""
     call(
         comm,
         train,
@@ -124,7 +124,7 @@ def test_the_split_is_that_of_training_by_default(comm, parts, capsys, options):
 
 @pytest.mark.mpi
 def test_features_are_kept_where_training_kept_them(comm, parts, monkeypatch):
-    """Features where a GPU that can't hold them found room; on this machine, without a backward."""
+    """Features and precision are as in training; the mode is not, without a backward pass."""
     call(
         comm,
         train,

@@ -1,4 +1,4 @@
-"""From tables to predictions by the user's own ids, by the commands of the document."""
+"""From tables to predictions by the user's own ids, with the commands of docs/tables.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLOURS = ("blue", "green", "grey", "red")
 
 
 def write_tables(rng: np.random.Generator) -> dict[str, str]:
-    """The four tables; returns the colours of the later users."""
+    """Write the four tables; return the colours of the later users."""
     number, later = 500, 60
     users = [f"user_{k:05d}" for k in rng.permutation(10**5)[: number + later]]
     colours = rng.integers(0, 4, number + later)
@@ -164,7 +164,7 @@ def test_edge_classes_are_predicted_by_name(comm, shared_path, monkeypatch):
 
 
 def call_alone(verb, *arguments: str) -> None:
-    """A verb that runs on one rank."""
+    """Run a verb on one rank."""
     import argparse
 
     parser = argparse.ArgumentParser()

@@ -29,9 +29,9 @@ N, MANY = 50, 83
 
 
 def write_graph(folder: Path, *, bare: bool = False, seed: int = 0) -> Path:
-    """`graph.h5` of files of numbers: classes, speeds, edges with labels and a split.
+    """Convert arrays to `graph.h5`: classes, speeds, edges with labels and a split.
 
-    A bare one has none of these, and more nodes.
+    A bare graph has none of these, and more nodes.
     """
     rng = np.random.default_rng(seed)
     number = MANY if bare else N
@@ -62,7 +62,7 @@ def write_graph(folder: Path, *, bare: bool = False, seed: int = 0) -> Path:
 
 
 def converted(*arguments: object) -> None:
-    """`hpcgnn convert` on this rank, which has no communicator."""
+    """Run `hpcgnn convert` on this rank, without a communicator."""
     parser = argparse.ArgumentParser()
     convert.add_arguments(parser)
     assert convert.run(parser.parse_args(list(map(str, arguments))), None) == 0
@@ -105,7 +105,7 @@ FOUND = {
 
 @pytest.mark.parametrize("task", CASES)
 def test_every_task_trains_resumes_and_predicts(comm, parts, task):
-    """On the graph that was trained on, and on one without labels, split or ids of its own."""
+    """On the training graph, and on one without labels, split or ids of its own."""
     options = ("--task", task, *CASES[task], *SETTINGS)
     call(comm, train, "known.p.h5", *options, "--epochs", 1, "--run-dir", "run")
     call(comm, train, "known.p.h5", *options, "--epochs", 2, "--run-dir", "run", "--resume")
@@ -195,7 +195,7 @@ def test_given_pairs_are_predicted(comm, parts):
 
 @pytest.fixture
 def named(comm, shared_path, monkeypatch) -> list[str]:
-    """Names of nodes, of which `named.p.h5` is a graph; its edges have labels and a split."""
+    """Names of the nodes of the graph in `named.p.h5`, whose edges have labels and a split."""
     monkeypatch.chdir(shared_path)
     names = [f"{'ab'[k % 2]}, \u00fc {k}" * (1 + k % 3) for k in range(N)]
     if comm.rank == 0:
@@ -213,7 +213,7 @@ def named(comm, shared_path, monkeypatch) -> list[str]:
 
 
 def read_ids(path: Path) -> list[tuple[str, ...]]:
-    """The columns of ids in a file of predictions, as text."""
+    """Return the id columns of a predictions file, as text."""
     if path.suffix == ".npz":
         with np.load(path) as found:
             columns = [found[name].tolist() for name in found.files if name.endswith("_ids")]
@@ -233,7 +233,7 @@ def read_ids(path: Path) -> list[tuple[str, ...]]:
     ("task", "endings"), [("edge-classes", (".npz", ".csv")), ("links", (".parquet", ".h5"))]
 )
 def test_edges_and_pairs_are_written_by_name(comm, named, task, endings):
-    """Of edges, and of pairs that are asked for by them, also where a rank has none."""
+    """For edges, and for pairs given by name, also where a rank has none."""
     call(comm, train, "named.p.h5", "--task", task, *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     with h5py.File("named.h5") as graph:
         targets = np.repeat(np.arange(N), np.diff(graph["edges/indptr"][()]))

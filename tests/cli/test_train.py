@@ -1,4 +1,4 @@
-"""`hpcgnn train` and `hpcgnn predict` as a user meets them."""
+"""`hpcgnn train` and `hpcgnn predict` on the command line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write(path: Path, num_nodes: int, num_edges: int, labels: bool = True, seed:
 
 @pytest.fixture
 def graph(comm, shared_path, monkeypatch) -> Path:
-    """A small graph file; partitions and runs go to the same folder, the current one."""
+    """A small graph file; partitions and runs are written to the same folder, the current one."""
     monkeypatch.chdir(shared_path)
     if comm.rank == 0:
         write(shared_path / "g.h5", NUM_NODES, 240)
@@ -62,20 +62,20 @@ def graph(comm, shared_path, monkeypatch) -> Path:
 
 
 def parts_of(comm: Communicator, graph: Path) -> Path:
-    """What training on a graph file loads: on one rank the file itself."""
+    """Return the file that training on a graph file loads: on one rank the file itself."""
     return Path(f"partitions/g.p{comm.size}.h5") if comm.size > 1 else graph
 
 
 @pytest.fixture
 def alone() -> Iterator[Communicator]:
-    """Each rank for itself."""
+    """Return a communicator of this rank alone."""
     communicator = Communicator(MPI.COMM_SELF)
     yield communicator
     communicator.close()
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every dataset of a file."""
+    """Return every dataset of a file."""
     found: dict[str, np.ndarray] = {}
     with h5py.File(path) as file:
         file.visititems(
@@ -86,9 +86,9 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.mpi
 def test_stopped_and_resumed_runs_give_the_same_result(comm, alone, graph):
-    """Bit-identical on the same ranks; within rounding where another number goes on.
+    """Bit-identical on the same number of ranks; within rounding on another number.
 
-    Settings and graph are those of the run, where none are given.
+    Settings and graph default to those of the run.
     """
     last = "checkpoints/epoch-000020.h5"
     call(comm, train, graph, *SETTINGS, "--epochs", 20, "--run-dir", "a")
@@ -143,7 +143,7 @@ def test_training_replaces_only_partitions_that_training_made(comm, graph):
 
 @pytest.mark.mpi
 def test_predictions_are_in_the_order_of_the_graph(comm, alone, graph):
-    """Several ranks write what one does; after-treatment is chosen by options."""
+    """Several ranks write the same as one; options choose the postprocessing."""
     call(comm, train, graph, *SETTINGS, "--epochs", 5, "--run-dir", "a")
     best, parts = "a/checkpoints/best.h5", parts_of(comm, graph)
     call(comm, predict, parts, best, "-o", "several.h5", "--embeddings")
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_another_graph_is_refused(comm, graph):
 
 @pytest.mark.mpi
 def test_graphs_with_few_nodes_or_without_labels(comm, graph):
-    """Empty parts train like others, but not by intent; without labels nothing can be learned."""
+    """Empty parts train like others, but are refused when asked for; training needs labels."""
     if comm.rank == 0:
         write(Path("tiny.h5"), 3, 4, seed=2)
         write(Path("bare.h5"), 9, 20, labels=False)

@@ -1,4 +1,4 @@
-"""A small parallel program that goes wrong in the way its first argument says."""
+"""A small parallel program that fails in the way named by its first argument."""
 
 from __future__ import annotations
 

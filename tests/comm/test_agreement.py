@@ -1,4 +1,4 @@
-"""Ranks that were told different things find out together."""
+"""Ranks with different arguments or files find the difference together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collective operations against mpi4py's own and numpy, on any number of ranks."""
+"""Collective operations compared with mpi4py's and NumPy, on any number of ranks."""
 
 from __future__ import annotations
 

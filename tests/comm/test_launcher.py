@@ -1,4 +1,4 @@
-"""What launchers set in the environment, and what others left there."""
+"""Environment variables that launchers set, and stray values of them."""
 
 from __future__ import annotations
 

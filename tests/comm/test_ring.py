@@ -1,4 +1,4 @@
-"""The ring exchange: what arrives, in which order, and in how much memory."""
+"""The ring exchange: which rows arrive, in which order, and in how much memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Watched:
 
 
 def matrix(size: int, most: int, seed: int) -> np.ndarray:
-    """Rows from each rank to each other; one rank in three sends or receives nothing."""
+    """Return the rows from each rank to each other; one rank in three sends or receives nothing."""
     rows = np.random.default_rng(seed).integers(0, most + 1, (size, size))
     rows[1::3] = 0
     rows[:, 2::3] = 0
@@ -61,7 +61,7 @@ def value(source: int, target: int, row: int) -> int:
 
 
 def swap(comm, ring, rows, width, reply_width=0, at_once=False, dtype=torch.float32):
-    """Exchange the rows of `matrix` in pieces; what came and what was answered, in order."""
+    """Exchange the rows of `matrix` in pieces and check the rows and replies, in order."""
     rank, size = comm.rank, comm.size
     most = 1 << 20 if at_once else ring.rows_per_message(width, dtype, reply_width)
     going = [
@@ -164,7 +164,7 @@ def test_buffers_hold_double_precision_and_are_released(comm):
 
 
 def test_slots_are_reused(comm):
-    """Allocated once: a second exchange of the same widths allocates nothing."""
+    """A second exchange of the same widths allocates nothing."""
     ring = Ring(comm, halo_buffer=1 << 16)
     rows = matrix(comm.size, 200, 1)
     swap(comm, ring, rows, 4, 1)

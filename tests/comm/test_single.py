@@ -1,4 +1,4 @@
-"""One process without an MPI library: everything but other ranks."""
+"""One process without an MPI library: everything works except other ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors amid messages: what follows them is right, or refused."""
+"""Errors during an exchange: later operations give right results, or are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NODES, WIDTH = 400, 16
 
 
 class Failing(MessagePassing):
-    """Raises in the call of `message` with number `fails_at`."""
+    """A layer that raises in the `fails_at`-th call of `message`."""
 
     def __init__(self, fails_at: int) -> None:
         super().__init__("sum", piece=200)
@@ -54,7 +54,7 @@ def graph(request, comm, whole):
 
 
 def check(graph, whole, message_passing):
-    """Sums and gradients against dense ones; with other numbers than those of before."""
+    """Compare sums and gradients with dense ones, with other numbers than before."""
     dense = whole.dense(False)
     for factor in (3.0, -2.0):
         x = (local(graph, whole.features) * factor).requires_grad_()
@@ -94,7 +94,7 @@ def test_ranks_recover_after_failing_at_different_messages(
 
 @pytest.mark.parametrize("fails_at", [1, 2, 4])
 def test_a_failure_of_one_rank_is_reported_to_the_others(comm, graph, whole, fails_at):
-    """The others hear of it in this operation or the next; none goes on with wrong rows."""
+    """The others are informed in this operation or the next; none continues with wrong rows."""
     if comm.size == 1:
         pytest.skip("no others")
     layer = Failing(fails_at if comm.rank == 0 else 0)
@@ -210,7 +210,7 @@ def test_operations_after_an_interrupted_wait_are_refused(comm, monkeypatch):
 
 @pytest.fixture
 def impatient(comm, monkeypatch):
-    """A communicator whose ranks look soon whether they wait in vain, long before its limit."""
+    """A communicator whose ranks soon check for deadlocks, long before the timeout."""
     if comm.size == 1:
         pytest.skip("no others")
     monkeypatch.setattr(wait, "LOOK_SECONDS", 0.1)
@@ -251,7 +251,7 @@ def test_a_message_too_long_for_its_buffer_is_our_own_error(comm):
 
 
 def test_a_rank_that_restarts_an_epoch_alone_is_refused(comm, graph, whole):
-    """What it sends is as long as what the others wait for, and of another layer."""
+    """Its message has the length that the others expect, but belongs to another layer."""
     if comm.size == 1:
         pytest.skip("no others")
     x = local(graph, whole.features)

@@ -1,4 +1,4 @@
-"""Work handed out by rank 0: order, errors at their turn, several maps at once."""
+"""Work distributed by rank 0: order, errors in their turn, several maps at once."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_parallel_verbs_run_on_all_ranks(python, ranks):
 
 
 def test_a_run_frees_its_communicators():
-    """MPI has some two thousand of them, and a program may call verbs one after another."""
+    """MPI allows about two thousand, and a program may call many verbs in sequence."""
     made = []
     assert world.run(lambda comm: made.append(comm) or 0) == 0
     assert made[0].mpi == MPI.COMM_NULL
@@ -54,7 +54,7 @@ def test_a_run_frees_its_communicators():
 
 @pytest.mark.parametrize("former", [None, "9"])
 def test_the_timeout_of_a_run_does_not_outlast_it(monkeypatch, former):
-    """Whatever waits within has it, and the next run of this process its own."""
+    """All operations inside the run use it; the next run of this process has its own."""
     if former is None:
         monkeypatch.delenv("HPCGNN_TIMEOUT", raising=False)
     else:
@@ -102,7 +102,7 @@ def test_a_rank_that_ends_before_mpi_starts_is_named(python, end):
     outcome = python(4, "-c", ENDS.format(end))
     assert outcome.status == 3 and outcome.seconds < 30
     assert outcome.err == (
-        "hpcgnn: error: rank 0 waits in the start of MPI for ranks 1, 2, which ended before\n"
+        "hpcgnn: error: rank 0 waits in the start of MPI for ranks 1, 2, which ended before it\n"
     )
 
 
@@ -131,7 +131,7 @@ def test_a_wrapper_script_does_not_hide_an_ended_rank(python, tmp_path):
     outcome = python(2, "-c", start)
     assert outcome.status == 3 and outcome.seconds < 30
     assert outcome.err == (
-        "hpcgnn: error: rank 0 waits in the start of MPI for rank 1, which ended before\n"
+        "hpcgnn: error: rank 0 waits in the start of MPI for rank 1, which ended before it\n"
     )
 
 
@@ -145,7 +145,7 @@ def test_a_long_start_gives_a_note(monkeypatch, capsys):
 
 
 def test_a_start_that_the_mpi_library_aborts_is_reported(python):
-    """MPICH leaves by C's `exit`; other libraries don't know the variable."""
+    """MPICH calls C's `exit`; other libraries don't read the variable."""
     outcome = python(0, "-c", PARALLEL, env={"MPICH_NOLOCAL": "x"})
     if "MPICH" in MPI.Get_library_version():
         last = outcome.errors[-1]

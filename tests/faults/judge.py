@@ -1,4 +1,4 @@
-"""What must be true after a fault: the end of the job, and the files it leaves."""
+"""Requirements after a fault: how the job ends, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ RESULTS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One blow: `signal` to `rank` of the job `verb` at the `visit`-th time it is at `place`.
+    """A fault: `signal` to `rank` of the job `verb` the `visit`-th time that it is at `place`.
 
     Attributes:
-        delay: seconds between the place and the blow.
+        delay: seconds between the place and the signal.
         model: a key of `MODELS`; of training only.
     """
 
@@ -81,7 +81,7 @@ def _names(fault: Fault, errors: str) -> bool:
 
 
 def judge_files(fault: Fault, good: Path, folder: Path) -> list[str]:
-    """Files under a final name must be whole, and say what they said."""
+    """Check that files under a final name are complete and have the same content as before."""
     problems = []
     for name in RESULTS.get(fault.verb, ()):
         problems += _compare_files(good / name, folder / name)
@@ -95,7 +95,7 @@ def judge_files(fault: Fault, good: Path, folder: Path) -> list[str]:
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
-    """Every dataset of a file."""
+    """Return every dataset of a file."""
     found: dict[str, np.ndarray] = {}
 
     def keep(name: str, item: object) -> None:

@@ -1,6 +1,6 @@
-"""Many random faults: `python -m tests.faults.sweep --count 100 --seed 0 --folder DIR`.
+"""Inject many random faults: `python -m tests.faults.sweep --count 100 --seed 0 --folder DIR`.
 
-One line per fault, then the resumed trainings; status 1 when anything was not as it must be.
+Prints one line per fault, then the resumed trainings; status 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOMENTS = {
 
 
 def draw(rng: random.Random) -> Fault:
-    """A random fault."""
+    """Return a random fault."""
     verb = rng.choices(["convert", "partition", "train", "predict"], [1, 1.5, 6, 1])[0]
     kinds = ["SIGKILL", "SIGSTOP", "SIGTERM", "SIGUSR1"]
     if verb == "convert":

@@ -29,7 +29,7 @@ Results = dict[Fault, tuple[Outcome, list[str]]]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Every fault with its outcome, and how its resumed training differs from an undisturbed."""
+    """Every fault with its outcome and how its resumed training differs from an undisturbed one."""
     try:
         place = Workplace(tmp_path_factory.mktemp("faults") / "work")
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Memory of large arrays that is used again."""
+"""Reuse of the memory of large arrays."""
 
 from __future__ import annotations
 

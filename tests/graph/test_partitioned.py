@@ -1,4 +1,4 @@
-"""A part of a graph does not change; how to run on it is one object, shared with what is pruned."""
+"""A part of a graph is immutable; how to run on it is one object, shared with pruned graphs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_derived_objects_are_cached_by_value_and_not_copied_to_new_graphs(graph)
 
 
 def test_a_pruned_graph_runs_like_the_whole_one(graph):
-    """The same epoch at any time, and degrees that count the edges left out."""
+    """It always has the same epoch, and its degrees count the pruned edges."""
     target_N = graph.node_ids < 2
     steps = [step for step in message_flow(graph, target_N, [1, 1, 1]) if step is not None]
     assert steps

@@ -1,4 +1,4 @@
-"""Graphs that lack something train as whole ones do."""
+"""Pruned graphs and graphs with hidden edges."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def few_targets(num_edges=500, **options):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("model", ["gcn", "sage", "gat", "gatv2", "gin", "rgcn", *DEEP])
 def test_pruning_keeps_losses_and_sends_fewer_bytes(comm, shared_path, model, weighted):
-    """Several hops of few edges in models that make some in one layer, or after all layers."""
+    """Models with several hops in one layer, or after all layers, on a graph with few edges."""
     whole = few_targets(330 if model in DEEP else 500, weighted=weighted)
     losses, sent = {}, {}
     for prune in (False, True):
@@ -68,7 +68,7 @@ def test_pruning_keeps_losses_and_sends_fewer_bytes(comm, shared_path, model, we
 
 
 class Twice(torch.nn.Module):
-    """Two hops, and says so."""
+    """A layer of two hops that reports them."""
 
     hops = 2
 
@@ -77,7 +77,7 @@ class Twice(torch.nn.Module):
 
 
 class Silent(Twice):
-    """Three hops; what it inherits is not what it does."""
+    """A layer of three hops that inherits a wrong number of hops."""
 
     def forward(self, graph, x):
         return neighbour_sum(graph, super().forward(graph, x))
@@ -107,7 +107,7 @@ def test_layers_report_their_number_of_hops():
 
 @pytest.mark.parametrize("name", OWN)
 def test_user_defined_layers_are_pruned_by_their_hops(comm, name):
-    """The same rows at the targets; what doesn't say how far it looks runs on the whole graph."""
+    """The targets' rows are the same; layers that don't report hops run on the whole graph."""
     whole = few_targets(330)
     graph = distribute(whole, comm)
     targets = graph.train_mask
@@ -135,7 +135,7 @@ def left(whole: Whole, hidden: np.ndarray) -> Whole:
 
 
 def hide(comm, whole: Whole, hides):
-    """Without the edges for which `hides(source ids, target ids)`."""
+    """Return the part without the edges for which `hides(source ids, target ids)` is true."""
     graph = distribute(whole, comm)
     places = graph.derived(FindPlaces())
     ends = graph.derived(EdgeEnds())
@@ -144,7 +144,7 @@ def hide(comm, whole: Whole, hides):
 
 
 def by_pair(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The same for parallel edges and for both directions."""
+    """Decide by pair of nodes: the same for parallel edges and for both directions."""
     low, high = np.sort([source, target], axis=0)
     return (low * 7 + high * 3) % 4 == 0
 

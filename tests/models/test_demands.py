@@ -1,4 +1,4 @@
-"""What a graph holds and a model doesn't read is named once, and --ignore leaves it out."""
+"""Inputs of a graph that a model doesn't use are named once, and --ignore removes them."""
 
 from __future__ import annotations
 
@@ -42,8 +42,7 @@ def test_one_note_names_unused_inputs_and_how_to_silence_it():
     assert unused == ["weights", "edge-features", "relations"]
     assert note(unused, settings) == (
         "note: edge weights, edge features and relations of the graph are not used by --model "
-        "sage; silence this note with --ignore edge-features,relations,types,weights says that you "
-        "know"
+        "sage; silence this note with --ignore edge-features,relations,types,weights"
     )
     assert not EVERYTHING.unused(ModelSettings(ignore="weights,edge-features,relations,types"))
     assert Content(False, 0, False, False, True, False).unused(settings) == []
@@ -72,7 +71,7 @@ def test_ignored_inputs_are_removed(comm):
 @pytest.mark.mpi
 @pytest.mark.parametrize("model", ["gat", "gatv2", "transformer", "rgat"])
 def test_edge_features_reach_attention(comm, model):
-    """Gradients and all; none of it with --ignore edge-features."""
+    """They change outputs and gradients; with --ignore edge-features they have no effect."""
     for ignore, width in (("none", 2), ("edge-features", None)):
         graph, config = rich(comm), Config.of(model=model, layers=2, hidden=8, ignore=ignore)
         graph = configure(graph, config)

@@ -1,4 +1,4 @@
-"""What the first layer reads: learned embeddings, typed features, labels; and perturbed input."""
+"""Inputs of the first layer: learned embeddings, typed features, labels and perturbed features."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_embedding_rows_are_the_same_on_any_partition(comm, whole, graph):
 
 
 def test_embeddings_besides_sparse_features(graph):
-    """The same input as beside dense ones."""
+    """The input is the same as with dense features."""
     dense = EmbeddingInput(graph, 6, 1)(graph)
     rows, width = graph.features.shape
     flat = graph.features.numpy().reshape(-1)
@@ -77,7 +77,7 @@ def test_embeddings_besides_sparse_features(graph):
 
 
 def test_embeddings_are_trained_only_by_their_owner(comm, whole, shared_path, tmp_path):
-    """Rows after training are those of one rank; nothing of them is summed over ranks."""
+    """Trained rows equal those of one rank; their gradients are not summed over ranks."""
     found = {}
     for name, ranks, folder in (
         ("all", comm, shared_path),
@@ -192,7 +192,7 @@ def test_adversarial_steps_ascend_the_loss(comm, whole, graph):
 
 
 def test_an_adversary_raises_the_training_loss(comm, whole, graph, shared_path):
-    """Same model and epoch: ascent can only make it harder."""
+    """With the same model and epoch, ascent can only raise the loss."""
     losses = {}
     for steps in (0, 4):
         config = small(adversarial_steps=steps, adversarial_size=0.05, epochs=1)

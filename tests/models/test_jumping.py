@@ -1,4 +1,4 @@
-"""Jumping knowledge against arrays of all layers in torch."""
+"""Jumping knowledge compared with torch on the outputs of all layers."""
 
 from __future__ import annotations
 

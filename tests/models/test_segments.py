@@ -1,4 +1,4 @@
-"""Activations that are computed again in backward, or kept in bfloat16."""
+"""Activations that are recomputed in backward, or kept in bfloat16."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Found = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
 def trained(comm, name: str, *, recompute: bool = False, keep_in: str = "fp32") -> Found:
-    """The loss of one pass, its gradients after each other, and the model's buffers."""
+    """Return the loss of one pass, its concatenated gradients, and the model's buffers."""
     settings, arguments, mode = CASES[name]
     graph = distribute(random_graph(60, 240, 3, width=9, **arguments), comm, mode=mode)  # type: ignore[arg-type]
     model_settings = ModelSettings(**({"hidden": 16, "heads": 2, "dropout": 0.3} | settings))  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def test_recomputation_gives_the_same_bits(comm, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_rows_kept_in_bfloat16(comm, name):
-    """The loss is the same; gradients differ by the rounding of what they are made of."""
+    """The loss is the same; gradients differ by the rounding of the kept rows."""
     loss, grads, _ = trained(comm, name)
     for recompute in (False, True):
         kept_loss, kept_grads, _ = trained(comm, name, recompute=recompute, keep_in="bf16")
@@ -77,7 +77,7 @@ def test_gradients_of_rows_kept_in_bfloat16(comm, name):
 
 
 class Arrays(TorchDispatchMode):
-    """What operations made while this was entered, with its bytes; no views of what is `known`."""
+    """Arrays that operations in this context make, with their bytes; no views of `known`."""
 
     def __init__(self, *known: torch.Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Residual blocks one after the other beside the same ones of PyTorch Geometric."""
+"""Stacks of residual blocks compared with PyTorch Geometric's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Unchanged(torch.nn.Module):
 
 
 class Theirs(torch.nn.Module):
-    """As DeeperGCN's example: the first convolution bare, a norm before all else and at the end."""
+    """As in DeeperGCN's example: a plain first convolution, a norm before the others and last."""
 
     def __init__(self, pyg: ModuleType, block: str, head: str) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def test_stack_equals_pytorch_geometrics(comm, pyg, block, head):
 
 @pytest.mark.parametrize(("block", "quiet"), [("res+", ["0", "1", "2"]), ("res", ["0", "1", "2"])])
 def test_biases_removed_by_a_norm_get_no_gradient(comm, block, quiet):
-    """Exactly, in copies too; the encoder's bias is read before any norm."""
+    """Exactly none, in copies too; the encoder's bias acts before any norm."""
     graph = distribute(random_graph(40, 160), comm)
     settings = ModelSettings(
         kind="gcn", block=block, norm="batch", hidden=8, layers=3, head="linear", dropout=0.0

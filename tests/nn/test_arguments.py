@@ -1,4 +1,4 @@
-"""What layers are made with and called with: as PyTorch Geometric's, or refused in one line."""
+"""Arguments of layers and of their calls: as in PyTorch Geometric, or refused in one line."""
 
 from __future__ import annotations
 

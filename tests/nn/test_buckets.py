@@ -1,4 +1,4 @@
-"""Gradients added up while backward goes on, beside one message after it."""
+"""Gradients summed during backward, compared with one message after it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDE = 300  # a layer of so many is more than a bucket
 
 
 class Deep(torch.nn.Module):
-    """Layers of a bucket and less; one read on rank 0 alone, one nowhere; rows of each rank."""
+    """Layers of at most a bucket; one used only on rank 0, one unused; rows of each rank."""
 
     def __init__(self, graph) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Dropout by seed, epoch, layer and node, and linear layers on sparse features."""
+"""Dropout masks by seed, epoch, layer and node, and linear layers on sparse features."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_gradient_is_the_mask(graph, relu, in_place):
 
 
 def some_sparse(graph):
-    """Features with about a third of the entries, this rank's rows; dense and sparse."""
+    """Return this rank's rows of features with a third of the entries, dense and sparse."""
     whole = torch.randn(COUNT, WIDTH, generator=torch.manual_seed(1))
     whole *= torch.rand(COUNT, WIDTH, generator=torch.manual_seed(2)) < 0.3
     dense = local(graph, whole)

@@ -1,4 +1,4 @@
-"""Gradients added up over the ranks, in one message."""
+"""Sums of gradients over the ranks, in one message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.mpi
 
 
 class Some(torch.nn.Module):
-    """Used everywhere, used on rank 0 alone, used nowhere, of each rank's own, not learned."""
+    """Parameters used everywhere, only on rank 0, nowhere; one per rank; one not learned."""
 
     def __init__(self, graph) -> None:
         super().__init__()

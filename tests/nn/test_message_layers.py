@@ -1,4 +1,4 @@
-"""Layers on messages beside PyTorch Geometric's, with the same weights: all modes and gradients."""
+"""Message-passing layers compared with PyTorch Geometric's, with equal weights, in all modes."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def graph_for(needs: str, nodes: int, edges: int, **options) -> tuple[Whole, lis
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_in_every_mode(comm, pyg, name):
-    """Many messages too: 4 KiB of buffers cut every block."""
+    """Also in many messages: 4 KiB buffers cut every block."""
     needs, make = LAYERS[name]
     torch.manual_seed(1)
     theirs, ours = make(pyg), make(nn)

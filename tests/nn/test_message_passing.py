@@ -1,4 +1,4 @@
-"""Messages in plain torch, streamed and recomputed, against dense autograd in float64."""
+"""Messages in plain torch, streamed and recomputed, compared with dense autograd in float64."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Isomorphism(MessagePassing):
 
 
 def reference(layer: MessagePassing, whole: Whole, x: Tensor, features: Tensor | None) -> Tensor:
-    """The layer on one process: all messages at once, reduced node by node with torch."""
+    """Run the layer on one process: all messages at once, reduced node by node with torch."""
     from hpcgnn.sar.message_pass import EdgePiece
 
     source, target = torch.from_numpy(whole.source), torch.from_numpy(whole.target)

@@ -1,4 +1,4 @@
-"""Normalisations over the ranks against one process."""
+"""Normalisation over the ranks compared with one process."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_running_statistics_are_the_same_on_all_ranks(comm, graph):
 
 
 def test_a_copy_of_a_norm_covers_all_ranks_too(comm, graph):
-    """As a moving average of a model makes it: its own numbers, and the same communicator."""
+    """As made for a moving average: a copy has its own numbers and the same communicator."""
     norm = randomised(convert_norms(torch.nn.BatchNorm1d(WIDTH), graph))
     x = torch.randn(COUNT, WIDTH, generator=torch.Generator().manual_seed(0))
     norm(local(graph, x))
@@ -116,7 +116,7 @@ def test_one_node_and_constant_columns_stay_finite(comm):
 @pytest.mark.parametrize("conv", ["gcn", "sage", "gin", "gat", "gatv2", "sgc"])
 @pytest.mark.parametrize("norm", ["batch", "graph"])
 def test_a_bias_removed_by_the_norm_has_no_gradient(graph, norm, conv):
-    """Exactly none, in a copy too; where a share of the mean stays, it has one."""
+    """Exactly none, in a copy too; it has one where a share of the mean is kept."""
     mlp = torch.nn.Linear
     makers = {
         "gcn": lambda a, b, i: nn.GCNConv(a, b),
@@ -142,7 +142,7 @@ def test_a_bias_removed_by_the_norm_has_no_gradient(graph, norm, conv):
 
 
 def test_columns_without_variance_give_the_same_as_torch(comm, graph):
-    """Rounding is multiplied by 316, and no other error is added."""
+    """Rounding errors are multiplied by 316; no other error is added."""
     x = torch.full((COUNT, WIDTH), 0.7)
     x[::3, 1] = torch.nextafter(x[0, 1], torch.tensor(1.0))
     x[1::3, 2] -= 1e-6

@@ -1,4 +1,4 @@
-"""KaMinPar's file, its process, and what keeps from it; what `auto` takes."""
+"""KaMinPar's file, its process and reasons against it; the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.partition.slabs import grid_edges, make_problem, random_edges
 
 @pytest.fixture
 def folder(comm, tmp_path):
-    """A folder on rank 0, None on the others; temporary files of rank 0 go there too."""
+    """A folder on rank 0, None on the others; rank 0's temporary files are written there too."""
     return tmp_path if comm.rank == 0 else None
 
 
 @pytest.fixture
 def scratch(tmp_path, monkeypatch):
-    """Where temporary folders are made; nothing may be left in it."""
+    """The place for temporary folders; nothing may be left in it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     assert not list(tmp_path.iterdir())

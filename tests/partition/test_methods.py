@@ -1,4 +1,4 @@
-"""Every method on every number of ranks: valid parts, balance, cuts, and the same cut again."""
+"""Every method on any number of ranks: valid parts, balance, cuts and reproducibility."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_parts(comm, method):
 
 @pytest.mark.mpi
 def test_parmetis_runs_on_fewer_ranks_where_all_would_not_fit(comm, parmetis, monkeypatch):
-    """More ranks take more memory in all: 110 kB hold this graph on one rank, not on several."""
+    """More ranks need more memory in total: 110 kB hold this graph on one rank, not on several."""
     edges = grid_edges(20, 20)
     problem = make_problem(comm, edges, 400, 2)
     room = 27_500 * binding.load(comm, narrow=True).index_bytes
@@ -102,7 +102,7 @@ def test_parmetis_runs_on_fewer_ranks_where_all_would_not_fit(comm, parmetis, mo
 
 @pytest.mark.mpi
 def test_training_nodes_can_be_balanced(comm, parmetis):
-    """All training nodes in one corner: one weight leaves them in one part, two spread them."""
+    """All training nodes are in one corner: one weight leaves them in one part, two spread them."""
     if not parmetis.can_balance_several:
         pytest.skip("PT-Scotch balances only one weight")
     problem = make_problem(

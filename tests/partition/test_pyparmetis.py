@@ -1,4 +1,4 @@
-"""The binding: builds of every width, builds that can't be used, sizes that can't be counted."""
+"""The ParMETIS binding: builds of every index width, unusable builds, sizes that overflow."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def library(comm, request):
 
 
 def grid_rows(comm, width=30, weights=None):
-    """The rows of a grid that this rank calls with."""
+    """Return the rows of a grid that this rank passes."""
     n = width * width
     bounds = n * np.arange(comm.size + 1) // comm.size
     low, high = bounds[comm.rank], bounds[comm.rank + 1]
@@ -151,7 +151,7 @@ def test_a_library_of_another_kind_is_refused(tmp_path, monkeypatch):
 
 @pytest.fixture
 def foreign(tmp_path):
-    """A ParMETIS linked to the MPI that this process does not run."""
+    """A ParMETIS linked to another MPI than this process runs."""
     ours = shared_library.loaded_mpi()
     if not ours:
         pytest.skip("no MPI library is loaded under a usual name")
@@ -174,7 +174,7 @@ def test_another_mpi_is_refused_and_both_are_named(foreign, monkeypatch):
 
 
 def test_another_mpi_behind_a_dependency_is_refused(foreign, tmp_path):
-    """As PT-Scotch's, whose libptscotch may be what needs MPI."""
+    """As for PT-Scotch, where only libptscotch may need MPI."""
     path, soname = foreign
     path.rename(tmp_path / "libinner.so")
     flags = ["-DIDX=int64_t", "-DREAL=float", f"-L{tmp_path}", "-l:libinner.so"]
@@ -256,7 +256,7 @@ def test_libraries_that_others_can_write_are_not_loaded(tmp_path, monkeypatch):
 
 
 def test_sizes_beyond_the_counts_are_refused_with_a_rank_count_that_fits():
-    """20 billion edges: 16 ranks overflow, the number of ranks named does not."""
+    """20 billion edges overflow on 16 ranks, but not on the number of ranks in the message."""
     edges, nodes = 20 * 10**9, 10**9
 
     def sizes(ranks):

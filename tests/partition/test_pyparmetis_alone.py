@@ -19,7 +19,7 @@ WIDTH = 20
 
 @pytest.fixture(params=["world", "half"])
 def mpi(comm, request):
-    """All ranks, and a communicator of every second one."""
+    """A communicator of all ranks, and one of every second rank."""
     if request.param == "world":
         yield MPI.COMM_WORLD
         return

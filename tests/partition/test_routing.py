@@ -1,4 +1,4 @@
-"""The linear-time helpers against numpy's sorts."""
+"""The linear-time helpers compared with NumPy's sorts."""
 
 from __future__ import annotations
 

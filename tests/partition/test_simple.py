@@ -1,4 +1,4 @@
-"""Streaming: communities are found, limits are kept, and no more than a window is ever read."""
+"""Streaming finds communities, keeps limits and never reads more than a window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NODES, CLASSES, MOST = 1200, 8, 3000
 
 @pytest.fixture(scope="module")
 def communities():
-    """Eight planted ones in random order; four of five edges stay within theirs."""
+    """Return a graph of eight planted communities in random order, four of five edges inside."""
     rng = np.random.default_rng(3)
     label = rng.permutation(NODES) % CLASSES
     source = rng.integers(0, NODES, 12 * NODES)

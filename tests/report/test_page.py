@@ -1,4 +1,4 @@
-"""The page of `hpcgnn report`: whole, on its own, and harmless whatever a run directory holds."""
+"""The page of `hpcgnn report`: complete, self-contained, and safe whatever a run holds."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _inline(link: str) -> bool:
 
 
 class Outside(HTMLParser):
-    """What the page would fetch or run, and the tags that stay open."""
+    """A parser that finds what the page would fetch or run, and tags left open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Outside(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory) -> Path:
-    """A run with its report, whose figures take seconds to draw."""
+    """A run with its report, shared because its figures take seconds to draw."""
     folder = write_run(tmp_path_factory.mktemp("page") / "run")
     assert main.main(["report", str(folder)]) == 0
     return folder

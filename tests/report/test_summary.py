@@ -1,4 +1,4 @@
-"""`hpcgnn report` on run directories, whole and damaged."""
+"""`hpcgnn report` on run directories, intact and damaged."""
 
 from __future__ import annotations
 

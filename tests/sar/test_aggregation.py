@@ -1,4 +1,4 @@
-"""Sums, means, maxima and minima over in-neighbours, against dense sums."""
+"""Sums, means, maxima and minima over in-neighbours, compared with dense computation."""
 
 from __future__ import annotations
 

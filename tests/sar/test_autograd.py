@@ -1,4 +1,4 @@
-"""What autograd may rely on: saved state, second derivatives, sums that are kept."""
+"""Behaviour under autograd: saved state, second derivatives, cached sums."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_changing_an_input_before_backward_raises(comm, graph, mode):
 
 @pytest.mark.parametrize("conv", [nn.GATConv, nn.GATv2Conv])
 def test_changing_attention_in_place_raises_with_advice(graph, conv):
-    """It keeps what it returned; torch alone names neither the layer nor a way out."""
+    """Attention saves its output; torch's own error names neither the layer nor a remedy."""
     x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
     y = torch.relu_(conv(WIDTH, 2)(graph, x))
     with pytest.raises(RuntimeError, match=r"use operations.*torch.relu.*inplace operation"):
@@ -268,7 +268,7 @@ def test_cached_sums_do_not_keep_replaced_features_alive(graph):
 
 
 class Told(torch.autograd.Function):
-    """Doubles, and tells whether its gradient is its own."""
+    """Doubles its input, and reports whether its gradient is referenced elsewhere."""
 
     @staticmethod
     def forward(ctx, x, told):
@@ -283,7 +283,7 @@ class Told(torch.autograd.Function):
 
 
 def test_references_to_a_gradient_are_detected(comm):
-    """A backward may overwrite what only it has: not what a hook, a branch or the caller holds."""
+    """A backward may overwrite its gradient unless a hook, a branch or the caller references it."""
     x, held = torch.ones(4, requires_grad=True), []
 
     def told(use, given=None):
@@ -322,7 +322,7 @@ class ToldOfSaved(torch.autograd.Function):
 
 
 def test_references_to_saved_tensors_are_detected(comm):
-    """A backward may overwrite its input where no name, view, branch or later backward has it."""
+    """A backward may overwrite its input unless a name, view, branch or later backward uses it."""
     leaf = torch.ones(4, requires_grad=True)
 
     def told(make=lambda: leaf * 1, also=lambda h: 0, **keywords):
@@ -345,7 +345,7 @@ def test_references_to_saved_tensors_are_detected(comm):
 
 
 def test_referenced_inputs_are_not_overwritten(graph):
-    """Gradients of a layer that narrows are written over its input where it is nobody's."""
+    """Gradients of a narrowing layer overwrite its input only if nothing references it."""
     first, second = nn.SAGEConv(WIDTH, 5), nn.SAGEConv(5, 2)
     x = torch.randn(graph.num_local_nodes, WIDTH)
 

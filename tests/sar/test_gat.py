@@ -63,7 +63,7 @@ def test_the_last_layer_and_a_wide_one_before_it_reuse_their_products(comm, monk
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_slabs_of_rows_give_the_same_results_with_retain_graph(comm, monkeypatch, bf16):
-    """Gradients of many slabs; where backward comes twice, what it frees the first time matters."""
+    """Gradients of many slabs; a second backward pass needs what the first one must not free."""
     graph = distribute(random_graph(4000, 9000, width=6), comm)
     torch.manual_seed(0)
     model = Stack(6, 8, 4, 3, three_layers, dropout=0.3)
@@ -89,7 +89,7 @@ def test_slabs_of_rows_give_the_same_results_with_retain_graph(comm, monkeypatch
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 def test_products_overlap_with_messages_and_give_the_same_bits(comm, monkeypatch, mode, bf16):
-    """Of rows that nobody is sent, forward, and of all where backward computes them again."""
+    """Forward for rows that are not sent, and for all rows where backward recomputes them."""
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole = ring_of_nodes()
     owners = (np.arange(NODES) * comm.size // NODES).astype(int)
@@ -130,7 +130,7 @@ def test_inference_keeps_no_arrays(comm):
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 @pytest.mark.parametrize(("p", "bias"), [(0.5, True), (0.3, True), (0.3, False), (0.0, True)])
 def test_relu_and_dropout_fused_into_the_layer(comm, mode, p, bias):
-    """The same as done after it; with powers of two to the bit, gradients too."""
+    """The same as after the layer; with powers of two to the bit, gradients too."""
     graph = distribute(random_graph(60, 300, width=6), comm, mode=mode)
     torch.manual_seed(0)
     layer = nn.GATConv(6, 4, 2, dropout=0.2, bias=bias, layer=1)
@@ -160,7 +160,7 @@ def test_relu_and_dropout_fused_into_the_layer(comm, mode, p, bias):
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 @pytest.mark.parametrize("edge_width", [0, 2])
 def test_gradients_computed_head_by_head(comm, edge_width, precision, monkeypatch):
-    """As those of all heads at once, to rounding; large arrays are of one head then."""
+    """Equal to those of all heads at once, to rounding; large arrays then hold one head."""
     graph = distribute(random_graph(300, 900, width=6, edge_width=edge_width), comm)
     torch.manual_seed(0)
     layer = nn.GATConv(6, 8, 3, dropout=0.2, edge_dim=edge_width or None, layer=1)
@@ -183,7 +183,7 @@ def test_gradients_computed_head_by_head(comm, edge_width, precision, monkeypatc
 
 
 def test_a_stack_keeps_one_array_per_hidden_gat_layer(comm):
-    """What the next layer reads, and not what the ReLU read."""
+    """It keeps the next layer's input, but not the ReLU's."""
     graph = distribute(random_graph(60, 300, width=6), comm)
     model = Stack(6, 64, 4, 3, lambda a, b, layer: nn.GATConv(a, b // 2, 2, layer=layer))
     kept: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Averaged heads of attention, one after the other."""
+"""Averaged attention heads, computed one after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layer(edge_dim: int | None = None) -> nn.GATConv:
 
 
 def results(graph: PartitionedGraph, conv: nn.GATConv, mode: str) -> list[torch.Tensor]:
-    """Output and gradients, those of weights of all ranks together."""
+    """Return output and gradients, with those of weights summed over all ranks."""
     graph.execution.mode = mode
     conv.zero_grad()
     x = graph.features.clone().requires_grad_()
@@ -34,7 +34,7 @@ def results(graph: PartitionedGraph, conv: nn.GATConv, mode: str) -> list[torch.
 
 @pytest.mark.parametrize("edge_width", [0, 2])
 def test_one_head_at_a_time_gives_the_same_results(comm, edge_width):
-    """Those of mode `sa`, with the same dropped edges; and the same bits in every run."""
+    """Equal to mode `sa` with the same dropped edges, and the same bits in every run."""
     whole = random_graph(120, 500, width=WIDTH, edge_width=edge_width)
     graph, conv = distribute(whole, comm, halo_buffer=4096), layer(edge_width or None)
     graph.set_epoch(3)
@@ -54,7 +54,7 @@ def test_one_head_at_a_time_in_bfloat16(comm):
 
 
 class Widest(TorchDispatchMode):
-    """Most numbers per local node that an operation returned."""
+    """Records the largest number of values per local node that an operation returned."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A GPU's local work in slices among messages: the same numbers, whenever messages come."""
+"""Local work of a GPU in slices between messages: the same results whenever messages arrive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mpi
 
 
 class Counted(Arrival):
-    """Counts those that were handed out."""
+    """Counts the messages that were handed out."""
 
     count = 0
 
@@ -46,7 +46,7 @@ class Busy(StagedTransport):
 
 @pytest.fixture
 def between(monkeypatch) -> list[int]:
-    """A GPU that slices all work; grows by a number for each slice: of the messages after it."""
+    """Slice all work as on a GPU; append for each slice the number of messages after it."""
     taken: list[int] = []
     arrivals = stream.PiecesAhead.arrivals
 

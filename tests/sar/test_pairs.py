@@ -1,4 +1,4 @@
-"""Functions of pairs of nodes on any two ranks, beside autograd on one process."""
+"""Functions of pairs of nodes on any two ranks, compared with autograd on one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE = random_graph(31, 90, seed=4)
 
 
 def shared(graph, ends: np.ndarray) -> tuple[NodePairs, np.ndarray]:
-    """This rank's share of pairs given by node ids; with three ranks, rank 1 has none."""
+    """Return this rank's share of pairs given by node ids; with three ranks, rank 1 has none."""
     comm = graph.comm
     owner = np.random.default_rng(5).integers(0, comm.size, ends.shape[1])
     owner[owner == 1] = 0 if comm.size >= 3 else 1
@@ -68,7 +68,7 @@ def test_values_and_gradients_of_pairs(comm, piece):
 
 
 def test_random_numbers_are_the_same_when_recomputed(comm):
-    """Dropout inside the function drops the same in backward: the gradient is the mask."""
+    """Dropout inside the function uses the same mask in backward: the gradient is the mask."""
     graph = distribute(WHOLE, comm)
     pairs, mine = shared(graph, np.stack([np.arange(31), np.arange(31)]))
     x_NK = torch.ones(graph.num_local_nodes, 3, requires_grad=True)
@@ -100,7 +100,7 @@ def test_positions_of_ids(comm):
 
 
 def test_a_node_of_very_many_pairs(comm):
-    """float32 sums of as many equal terms, one by one, would be wrong by 3e-4."""
+    """float32 sums of that many equal terms, one by one, would have errors of 3e-4."""
     graph = distribute(WHOLE, comm)
     count, place = 30_000, graph.derived(FindPlaces()).first
     number = np.arange(count) + comm.rank * count
@@ -114,7 +114,7 @@ def test_a_node_of_very_many_pairs(comm):
 
 @pytest.mark.parametrize("step", ["pairs", "loss of a task"])
 def test_operations_after_an_error_on_one_rank_are_refused(comm, step):
-    """What comes next would mix its messages with those that the others still wait for."""
+    """Otherwise the next messages would mix with those that the others still wait for."""
     if comm.size == 1:
         pytest.skip("no others")
     made = Communicator(timeout=60)

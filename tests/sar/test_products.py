@@ -24,7 +24,7 @@ def random(*shape, seed=0):
 
 
 def off(found, exact):
-    """The largest difference beside the largest number."""
+    """Return the largest difference relative to the largest number."""
     return float((found.double() - exact).abs().max() / exact.abs().max())
 
 

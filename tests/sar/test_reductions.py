@@ -9,7 +9,7 @@ ROWS = torch.tensor([0, 0, 0, 1, 1, 2])
 
 
 def reduced(name: str, m: torch.Tensor, logit: torch.Tensor | None, piece: int) -> torch.Tensor:
-    """Messages into three of four nodes, `piece` at a time."""
+    """Return reduced messages to three of four nodes, `piece` at a time."""
     reduction = reductions.make(name, m.new_zeros(4, m.shape[1]))
     for low in range(0, len(m), piece):
         part = slice(low, low + piece)

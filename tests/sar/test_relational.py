@@ -1,4 +1,4 @@
-"""Sums by relation: the order of the work, its memory and what is sent."""
+"""Sums by relation: the order of the work, its memory and the messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.mpi
 
 
 def run(whole: Whole, comm, weight_RFG: torch.Tensor, mean: bool, **options):
-    """Output and gradients of x and of the weights, over all ranks; and the graph."""
+    """Return output, gradients of x and of the weights over all ranks, and the graph."""
     graph = distribute(whole, comm, **options)
     x_NF = local(graph, whole.features).double().requires_grad_()
     weight_RFG = weight_RFG.clone().requires_grad_()
@@ -52,7 +52,7 @@ def weights(num_relations: int, outputs: int) -> torch.Tensor:
 @pytest.mark.parametrize("outputs", [2, 9])
 @pytest.mark.parametrize("slab", [1, 7, 64])
 def test_sums_and_products_in_either_order_are_right(comm, monkeypatch, slab, outputs, cost, mean):
-    """A high cost of edges decides by the narrower side: sums first, or products first."""
+    """With a high cost of edges the narrower side decides whether sums or products come first."""
     monkeypatch.setattr(relation_pairs, "SLAB", slab)
     monkeypatch.setattr(relational, "EDGE_COST", cost)
     whole = random_graph(60, 200, num_relations=3)
@@ -69,7 +69,7 @@ def test_sums_and_products_in_either_order_are_right(comm, monkeypatch, slab, ou
 
 @pytest.mark.parametrize("by", ["row", "column"])
 def test_a_hub_is_multiplied_once_per_relation(by):
-    """As the destination of all edges, or as their source: not once per edge."""
+    """As the destination or the source of all edges: not once per edge."""
     whole = random_graph(100, 300, num_relations=2)
     (whole.target if by == "row" else whole.source)[:] = 7
     graph = distribute(whole, Communicator(MPI.COMM_SELF))

@@ -1,4 +1,4 @@
-"""GraphSAGE as one function, whose products go on while rows travel, against float64."""
+"""GraphSAGE as one function, whose products overlap with messages, compared with float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NODES, WIDTH = 9000, 6
 
 
 def ring_of_nodes() -> Whole:
-    """Each node reads both of its neighbours: parts of consecutive nodes send two rows each."""
+    """Return a ring: each node reads both neighbours, so each part sends two rows."""
     here = np.arange(NODES)
     source = np.concatenate([(here + 1) % NODES, (here - 1) % NODES])
     target = np.concatenate([here, here])
@@ -56,7 +56,7 @@ def test_products_overlap_with_messages(comm, monkeypatch, mode):
 
 
 def test_rows_without_remote_neighbours_are_finished_during_the_exchange(comm, monkeypatch):
-    """To the bit as if they were done with all others."""
+    """The result has the same bits as if they were computed with all others."""
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole, found, early = ring_of_nodes(), [], []
     owners = (np.arange(NODES) * comm.size // NODES).astype(int)

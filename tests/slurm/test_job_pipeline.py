@@ -16,7 +16,7 @@ JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def _ring_graph(path: Path, num_nodes: int) -> None:
-    """A ring of nodes, each tied to four others, whose features give the class away."""
+    """Write a ring of nodes, each connected to four others, whose features determine the class."""
     nodes = np.arange(num_nodes)
     near = (nodes[:, None] + np.array([-2, -1, 1, 2])) % num_nodes
     labels = nodes * 3 // num_nodes
@@ -34,7 +34,7 @@ def _ring_graph(path: Path, num_nodes: int) -> None:
 
 
 def _submit(slurm: PrivateSlurm, *args: object, cwd: Path) -> dict[str, int]:
-    """Run pipeline.sh; the printed job ids by verb."""
+    """Run pipeline.sh; return the printed job ids by verb."""
     printed = slurm.run(str(JOBS / "pipeline.sh"), *args, cwd=cwd)
     return {verb: int(job) for verb, job in map(str.split, printed.splitlines())}
 

@@ -1,4 +1,4 @@
-"""jobs/train.sbatch: time limits, preemption, lost nodes and scancel, beside an undisturbed run."""
+"""jobs/train.sbatch after time limits, preemption, lost nodes, beside undisturbed runs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def partition(mpirun: Mpirun, folder: Path) -> Partition:
-    """`partition(4)`: a small graph in 4 parts, made once."""
+    """Return `partition(4)`: a small graph in 4 parts, made once."""
 
     def make(parts: int) -> Path:
         graph, path = folder / "graph.h5", folder / f"graph.p{parts}.h5"
@@ -89,7 +89,7 @@ def options(folder: Path) -> list[object]:
 def undisturbed(
     mpirun: Mpirun, folder: Path, partition: Partition, options: list[object]
 ) -> Callable[[int], Path]:
-    """`undisturbed(2)`: the run directory of a training on 2 ranks, made once."""
+    """Return `undisturbed(2)`: the run directory of a training on 2 ranks, made once."""
 
     def make(ranks: int) -> Path:
         run_dir = folder / f"undisturbed{ranks}"
@@ -107,7 +107,7 @@ def _epochs(run_dir: Path) -> list[int]:
 
 
 def _parameters(run_dir: Path, epoch: int) -> dict[str, np.ndarray]:
-    """Everything under model/ and optimizer/ in the checkpoint of an epoch."""
+    """Return everything under model/ and optimizer/ in the checkpoint of an epoch."""
     found: dict[str, np.ndarray] = {}
 
     def keep(name: str, item: object) -> None:
@@ -120,7 +120,7 @@ def _parameters(run_dir: Path, epoch: int) -> dict[str, np.ndarray]:
 
 
 def _assert_resumed(slurm: PrivateSlurm, job: int, run_dir: Path, undisturbed: Path) -> None:
-    """From where the job was held to the end, as a run that nothing disturbed."""
+    """Check that the job resumed where it was paused and ended like an undisturbed run."""
     assert slurm.field(job, "Restarts") == "1"
     assert "resuming after epoch" in slurm.log(job)
     assert _epochs(run_dir) == list(range(1, EPOCHS + 1))
@@ -136,7 +136,7 @@ def _wait_until_held(run_dir: Path) -> None:
 
 
 def _processes(word: str) -> Iterator[tuple[int, str]]:
-    """Id and command line of the processes that mention `word`."""
+    """Return id and command line of the processes that mention `word`."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The ground the other tests here stand on: MPI over two emulated nodes."""
+"""Prerequisite of the other tests here: MPI over two emulated nodes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Fingerprints: the same for any cut, another for any change."""
+"""Fingerprints: independent of the slabs, different after any change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcgnn.storage.fingerprint import fingerprint, mix64, to_hex
 
 
 def splitmix64(state: int) -> int:
-    """Steele, Lea, Flood 2014, in plain integers."""
+    """SplitMix64 (Steele, Lea, Flood 2014) in plain integers."""
     mask = 2**64 - 1
     z = (state + 0x9E3779B97F4A7C15) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask

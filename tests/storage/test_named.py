@@ -30,14 +30,14 @@ NAN = float("nan")
 
 
 def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One of each type."""
+    """Return one array of each type."""
     wide = {t: (rng.normal(size=(N, 2)) * 50).astype(t) for t in schema.TYPES}
     wide["float64"][3, 1] = NAN
     return {f"a_{t}": values for t, values in wide.items()} | {"flat": np.arange(N) * 7}
 
 
 def write(path, whole: Whole, cuts=(0, N), **columns):
-    """The graph with whatever of arrays, labels, edge_labels and edge_split is given."""
+    """Write the graph with the given ones of arrays, labels, edge_labels and edge_split."""
     counts = np.bincount(whole.target, minlength=N)
     indptr = np.concatenate([[0], np.cumsum(counts)])
     with GraphWriter(path, num_nodes=N) as writer:
@@ -134,7 +134,7 @@ def test_invalid_columns_are_not_written(tmp_path, columns, words):
 
 
 def spoil(path, name: str, values: np.ndarray, **options) -> None:
-    """Put another dataset in the place of one."""
+    """Replace a dataset by another."""
     with h5py.File(path, "r+") as file:
         if name in file:
             del file[name]
@@ -211,7 +211,7 @@ def test_an_invalid_partition_file_is_refused_in_one_line(parts, tmp_path, name,
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> bytes:
-    """A partition file of two parts that holds everything."""
+    """A partition file of two parts with every kind of column."""
     folder = tmp_path_factory.mktemp("parts")
     whole, columns = everything(False)
     write(folder / "g.h5", whole, **columns)
@@ -221,7 +221,7 @@ def parts(tmp_path_factory) -> bytes:
 
 
 def forget(path, name: str) -> None:
-    """Take a dataset out of a part whose fingerprint, and the file's, say the rest is whole."""
+    """Remove a dataset from a part, with fingerprints of part and file that match the rest."""
     part = "/".join(name.split("/")[:2])
     with h5py.File(path, "r+") as file:
         gone = fingerprint(name, file[name][...])

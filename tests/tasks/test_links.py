@@ -1,4 +1,4 @@
-"""Link prediction over the ranks: draws, loss and ranks beside the same on one process."""
+"""Link prediction over the ranks: draws, loss and ranking compared with one process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def ids_of(graph, places: np.ndarray) -> np.ndarray:
 
 
 def all_draws(comm, graph, count: int, epoch: int) -> np.ndarray:
-    """Ids of the false targets of every edge, `[150, count]` in the order of target and source."""
+    """Return the negative targets of every edge, `[150, count]` by target and source."""
     edges = numbered(graph, *graph.derived(EdgeEnds()))
     false = false_targets(KnownEdges.of(graph), edges, count, seed=5, epoch=epoch)
     shares = comm.allgather((edges.number, ids_of(graph, false.reshape(-1)).reshape(-1, count)))

@@ -1,4 +1,4 @@
-"""Metrics over the ranks against scikit-learn's on one process."""
+"""Metrics over the ranks compared with scikit-learn's on one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.mpi
 
 
 def shares(comm, count: int, seed: int) -> np.ndarray:
-    """Rows of this rank, scattered; with three ranks or more, rank 1 has none."""
+    """Return this rank's scattered rows; with three ranks or more, rank 1 has none."""
     owner = np.random.default_rng(seed).integers(0, comm.size, count)
     if comm.size >= 3:
         owner[owner == 1] = 0
@@ -26,7 +26,7 @@ def shares(comm, count: int, seed: int) -> np.ndarray:
 
 
 def over_ranks(comm, function, *arrays: np.ndarray) -> float:
-    """`function` of this rank's share of the rows."""
+    """Return `function` of this rank's share of the rows."""
     mine = shares(comm, len(arrays[0]), 1)
     return function(comm, *(torch.from_numpy(array[mine]) for array in arrays))
 
@@ -156,7 +156,7 @@ def test_unknown_values_are_ignored(comm):
 
 
 def ogb_ranks(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """As `ogb.linkproppred.Evaluator` ranks: half way between the best and the worst of ties."""
+    """Return ranks as `ogb.linkproppred.Evaluator` does: half way between best and worst tie."""
     above, level = ((f(false, true[:, None])).sum(1) for f in (np.greater, np.greater_equal))
     return 0.5 * (above + level) + 1
 
@@ -186,7 +186,7 @@ def test_hits_at_k(comm, false_count, levels):
 
 
 def test_a_nan_score_anywhere_leaves_every_metric_undefined(comm):
-    """On one rank alone: all of them say so."""
+    """A NaN on one rank makes the metric undefined on all."""
     scores, labels = torch.rand(6, 2), torch.tensor([[0, 1], [1, 0]] * 3, dtype=torch.int8)
     if comm.rank == 0:
         scores[2, 1] = torch.nan

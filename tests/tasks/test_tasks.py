@@ -1,4 +1,4 @@
-"""Losses and metrics of tasks over the ranks, beside torch's and scikit-learn's on all rows."""
+"""Losses and metrics of tasks over the ranks, compared with torch and scikit-learn on all rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRAIN, VALID = WHOLE.split == 1, WHOLE.split == 2
 
 
 def answers(comm, values: np.ndarray, name: str = "labels", **arrays: np.ndarray):
-    """A part of `WHOLE` with these labels, or with them as a named array."""
+    """Return a part of `WHOLE` with these labels, or with them as a named array."""
     graph = distribute(WHOLE, comm)
     rows = local(graph, torch.from_numpy(values))
     nodes = {key: local(graph, torch.from_numpy(array)) for key, array in arrays.items()}
@@ -43,7 +43,7 @@ def answers(comm, values: np.ndarray, name: str = "labels", **arrays: np.ndarray
 
 
 def run(graph, task, output: np.ndarray, split: str = "valid"):
-    """Loss over the ranks, gradient of the output on all nodes, metrics of a split."""
+    """Return the loss over the ranks, the output's gradient on all nodes, metrics of a split."""
     own = local(graph, torch.from_numpy(output.astype(np.float32))).requires_grad_()
     rows = task.targets(graph, "train")
     share = task.loss(graph, own[rows], rows)
@@ -55,7 +55,7 @@ def run(graph, task, output: np.ndarray, split: str = "valid"):
 
 
 def check_loss(found, output: np.ndarray, reference) -> None:
-    """`reference` of all outputs gives the loss and, by autograd, the gradient."""
+    """Compare with the loss `reference` of all outputs and its gradient by autograd."""
     whole = torch.from_numpy(output.astype(np.float32)).requires_grad_()
     loss = reference(whole)
     loss.backward()
@@ -193,7 +193,7 @@ def test_values(comm, loss, width, weighted):
 
 
 def split_edges(comm, labels: np.ndarray, split: np.ndarray):
-    """A part of `WHOLE` whose edges have labels and a split, given in the order of the file."""
+    """Return a part of `WHOLE` whose edges have labels and a split, given in the file's order."""
     whole = replace(WHOLE, edge_features=np.arange(160, dtype=np.float32)[:, None])
     graph = distribute(whole, comm)
     from hpcgnn.sar.messages import edge_features
@@ -263,7 +263,7 @@ def test_edges(comm, kind):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1, 0])
 def test_invalid_node_weights_are_refused(comm, bad):
-    """A single one that is no weight, on whichever rank; or nothing but zeros."""
+    """A single invalid weight on any rank, or only zeros."""
     weight = np.zeros(45, np.float32) if bad == 0 else np.ones(45, np.float32)
     weight[np.flatnonzero(TRAIN)[-1]] = bad
     graph = answers(comm, np.ones(45, np.float32), "speed", weight=weight)
@@ -273,7 +273,7 @@ def test_invalid_node_weights_are_refused(comm, bad):
 
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 def test_node_weights_of_any_scale(comm, loss):
-    """Volumes that float32 holds, and whose product with an error it does not: the same mean."""
+    """Weights that fit float32, but whose product with an error does not, give the same mean."""
     values = np.random.default_rng(3).normal(size=(2, 45)).astype(np.float32)
     shares = np.random.default_rng(4).uniform(0.5, 2, 45)
     output, found = torch.from_numpy(values[0])[:, None], []
@@ -289,7 +289,7 @@ def test_node_weights_of_any_scale(comm, loss):
 
 
 def test_arguments_from_programs_are_checked_like_options(comm):
-    """Each at once, before a loss of nan, of 0 or of another kind is trained on."""
+    """Each is refused at once, before training on a loss of nan, 0 or another kind."""
     nan = math.nan
     for make, words in (
         (lambda: MultiClass(0), "num_outputs must be an integer of at least 1"),

@@ -1,4 +1,4 @@
-"""What a Python program gives in place of graphs, models, paths and settings is refused."""
+"""Wrong arguments of Python programs for graphs, models, paths and settings are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.mpi
 
 
 def test_wrong_arguments_of_trainer_are_refused_in_one_line(comm, shared_path):
-    """Whatever it is, before an epoch or at the first."""
+    """Before the first epoch, or in it."""
     for number, (given, words) in enumerate(
         (
             ({"model": Alone}, "model must be a torch.nn.Module .found 'the class Alone'"),

@@ -40,7 +40,7 @@ def test_options_override_toml_which_overrides_defaults(tmp_path):
 
 
 def test_a_file_changes_only_the_settings_it_names_of_an_earlier_run(tmp_path):
-    """And a run's config.json is such a file, which names all."""
+    """A run's config.json is such a file too, which names all settings."""
     former = Config.of(model="gcn", hidden=32, lr=0.5)
     toml, whole = tmp_path / "some.toml", tmp_path / "config.json"
     toml.write_text("hidden = 16")
@@ -128,7 +128,7 @@ NUMBERS = [name for name, place in options().items() if type(place.setting.defau
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_has_limits(name):
-    """Also against integers that Python won't print."""
+    """Also for integers that Python refuses to print."""
     for value in (1 << 70, -(1 << 70), 10**5000, -(10**5000)):
         message = refused(**{name: value})
         assert "--" + name.replace("_", "-") in message and len(message) < 150

@@ -1,4 +1,4 @@
-"""Numbers that stop being finite are followed to epoch, rank and layer."""
+"""Numbers that are not finite are traced to epoch, rank and layer."""
 
 from __future__ import annotations
 

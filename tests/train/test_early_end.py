@@ -1,4 +1,4 @@
-"""Runs that end before their last epoch, and runs whose validation gives no score."""
+"""Runs that end before their last epoch, and runs without a validation score."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(
     features=None,
     **settings,
 ):
-    """Train with a rate of 0, so that no validation is better than the first."""
+    """Train with a learning rate of 0, so that no score is better than the first."""
     whole = random_graph(40, 160, seed=1)
     if not valid:
         whole.split[whole.split == 2] = 0
@@ -66,7 +66,7 @@ def status(folder: Path) -> str:
 
 @pytest.mark.mpi
 def test_patience_counts_from_evaluation_to_evaluation(comm, shared_path, capsys):
-    """The first chance to stop is the second evaluation."""
+    """The run can stop at the second evaluation at the earliest."""
     trainer = train(comm, shared_path, patience=2, eval_every=4)
     assert (trainer.epoch, trainer.progress.best_epoch) == (8, 4)
     if comm.rank == 0:

@@ -1,4 +1,4 @@
-"""The losses that `golden_losses` keeps: the same bits on the machine they were recorded on."""
+"""The losses recorded by `golden_losses`: the same bits on the machine of the recording."""
 
 from __future__ import annotations
 

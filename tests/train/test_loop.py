@@ -46,7 +46,7 @@ def settings(**changes: object) -> Config:
 
 
 def run(whole, comm, folder, *, resume=False, owner=None, **changes):
-    """Train; the losses by epoch and all parameters that every rank holds."""
+    """Train; return the losses by epoch and all parameters that every rank holds."""
     graph = distribute(whole, comm, owner=owner, halo_buffer=4096)
     graph = replace(graph, graph_fingerprint="f" * 16)
     trainer = configured_trainer(graph, settings(**changes), folder, resume=resume)
@@ -60,7 +60,7 @@ def run(whole, comm, folder, *, resume=False, owner=None, **changes):
 
 
 def test_a_lack_of_memory_is_explained(comm, shared_path, monkeypatch):
-    """By the trainer itself, as the command does; also in the run directory."""
+    """By the trainer itself, as by the command; also recorded in the run directory."""
     graph = distribute(random_graph(30, 90), comm)
     trainer = configured_trainer(graph, settings(), shared_path)
 
@@ -74,7 +74,7 @@ def test_a_lack_of_memory_is_explained(comm, shared_path, monkeypatch):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A model of MODELS, its graph, and what training it gave on the ranks of these tests."""
+    """A model of MODELS, its graph, and the result of training it on the ranks of these tests."""
 
     model: dict[str, object]
     whole: Whole
@@ -89,7 +89,7 @@ def trained() -> dict[int, Undisturbed]:
 
 @pytest.fixture
 def undisturbed(comm, shared_path, trained) -> Callable[[int], Undisturbed]:
-    """`undisturbed(2)`: of MODELS[2], trained for the first test that asks."""
+    """Return `undisturbed(2)`: the run of MODELS[2], trained when first requested."""
 
     def train(number: int) -> Undisturbed:
         if number not in trained:
@@ -123,7 +123,7 @@ def test_the_training_curve_does_not_depend_on_ranks(
 
 @NUMBERS
 def test_resumed_run_is_bit_identical(comm, shared_path, undisturbed, number):
-    """And so is one that is repeated: nothing but seeds decides."""
+    """So is a repeated run: only seeds decide."""
     known = undisturbed(number)
     cut, _ = run(known.whole, comm, shared_path, **known.model, epochs=6)
     assert list(cut.values()) == list(known.losses.values())[:6]
@@ -133,7 +133,7 @@ def test_resumed_run_is_bit_identical(comm, shared_path, undisturbed, number):
 
 
 def test_a_run_of_several_ranks_is_resumed_on_one(comm, shared_path, undisturbed):
-    """What P ranks saved goes on at one rank, within rounding."""
+    """A checkpoint of P ranks is continued on one rank, within rounding."""
     known = undisturbed(3)
     run(known.whole, comm, shared_path, **known.model, epochs=6)
     if comm.rank == 0:
@@ -162,7 +162,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(comm, shared_path, undisturbed, 
 
 @pytest.mark.parametrize(("norm", "residual"), [("batch", True), ("graph", False)])
 def test_a_bias_before_a_norm_does_not_drift(comm, shared_path, tmp_path, norm, residual):
-    """Its gradient is 0 in theory, and Adam makes steps of any noise: 30 epochs, any ranks."""
+    """Its gradient is 0 in theory, and Adam turns any noise into steps: 30 epochs, any ranks."""
     whole = random_graph(60, 240, seed=1)
     given = {
         "norm": norm,

@@ -1,4 +1,4 @@
-"""Predictions on graphs that a model wasn't trained on: only what it reads is asked for."""
+"""Predictions on other graphs than the training graph: only inputs of the model are needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = {"model": "sage", "layers": 2, "hidden": 4, "epochs": 2, "seed": 3}
 
 @pytest.fixture
 def trained(comm, shared_path):
-    """`trained(labels_as_input=0.5)`: checkpoint file and checkpoint of a run on `WHOLE`."""
+    """Return `trained(labels_as_input=0.5)`: path and content of a checkpoint, run on `WHOLE`."""
 
     def train(**settings):
         graph = distribute(WHOLE, comm)
@@ -40,7 +40,7 @@ def trained(comm, shared_path):
 
 
 def predict(comm, trained, *, whole=WHOLE, smooth=False, **changes):
-    """Probabilities of all nodes on an unknown graph, and the scores."""
+    """Return the probabilities of all nodes of an unknown graph, and the scores."""
     path, checkpoint = trained
     graph = replace(distribute(whole, comm), **changes)
     found = Predictor(graph, checkpoint, path, any_graph=True).run(smooth=smooth)

@@ -1,4 +1,4 @@
-"""A model, an optimizer and a task of the user's: what `train` gives, they have too."""
+"""The user's own model, optimizer and task get all that `train` offers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def part(comm: Communicator, mode: str = "sar"):
 
 
 class Net(torch.nn.Module):
-    """Learned rows beside the features, torch's own normalisation and dropout, a frozen weight."""
+    """A model with learned rows besides features, torch's norm and dropout, a frozen weight."""
 
     def __init__(self, graph, dropout: float = 0.0, width: int = 3) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Counter:
 
 
 def train(comm, folder, *, kind="plateau", dropout=0.0, mode="sar", **given):
-    """Records by epoch, and all numbers that every rank holds; weights differ at first."""
+    """Return records by epoch and all numbers of every rank; weights differ at first."""
     graph = part(comm, mode)
     torch.manual_seed(comm.rank + given.get("epochs", 8))
     width = 0 if kind == "adafactor" else 3  # which keeps something of all rows together
@@ -158,7 +158,7 @@ def test_modes_give_the_same_losses(comm, shared_path):
 
 
 def test_groups_of_ranks_train_separately(comm, shared_path):
-    """Each of two halves has a communicator of mpi4py's."""
+    """Each of two halves of the ranks has its own mpi4py communicator."""
     half = MPI.COMM_WORLD.Split(comm.rank % 2)
     own = Communicator.of(half)
     folder = shared_path / str(comm.rank % 2)
@@ -184,7 +184,7 @@ def test_predictions_use_the_averaged_weights(comm, shared_path):
 
 
 def test_gradients_are_clipped_by_the_norm_over_all_ranks(comm):
-    """Against torch's own on one process; learned rows of all ranks count, replicated ones once."""
+    """Compared with torch on one process; learned rows of all ranks count, replicated ones once."""
     rng = np.random.default_rng(0)
     rows, shared = rng.normal(size=(40, 3)), rng.normal(size=(4, 2))
     expected = [torch.nn.Parameter(torch.zeros(a.shape)) for a in (rows, shared)]
@@ -225,7 +225,7 @@ def test_converted_norms_equal_those_of_one_process(comm):
 
 
 class Values:
-    """A task that is a plain object: a number per node, by mean squared error."""
+    """A task that is a plain object: one number per node, with mean squared error."""
 
     metric, larger_is_better = "rmse", False
 
@@ -307,7 +307,7 @@ def test_early_stopping_on_any_metric_in_either_direction(comm, shared_path):
 
 
 def test_several_losses_add_up(comm, shared_path):
-    """Two halves of the loss, each from a pass of its own, are the loss."""
+    """Two halves of the loss, each from its own pass, add up to the loss."""
 
     def halves(trainer, epoch):
         yield 0.5 * trainer.loss(trainer.output())

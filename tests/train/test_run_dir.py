@@ -58,7 +58,7 @@ def test_config_json_is_replaced_as_a_whole_or_not_at_all(comm, shared_path):
     ],
 )
 def test_files_written_by_others_are_not_replaced(comm, shared_path, name, text, words):
-    """None: a pipe, which nobody waits for."""
+    """None stands for a pipe, which must not block."""
     path = shared_path / ("profile" if name.startswith("rank-") else "") / name
     if comm.rank == 0:
         path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""When training stops: by signals, and by the time limit whatever is done to the clock."""
+"""Stopping training: by signals, and by the time limit even if the clock is set."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_ctrl_c_requests_a_stop_and_a_second_press_ends_the_run(monkeypatch, cap
 
 
 def _without_launcher(monkeypatch):
-    """Nobody sends a press twice: the second one counts, however soon."""
+    """Without a launcher no press is sent twice: the second one counts, however soon."""
     for names in launcher._LAUNCHERS:
         for name in names:
             monkeypatch.delenv(name, raising=False)
@@ -75,7 +75,7 @@ def _without_launcher(monkeypatch):
 
 
 def test_two_presses_during_one_library_call_count_as_two(monkeypatch):
-    """Python's own handler is called once for both, when the call is over."""
+    """Python's handler is called only once for both, after the call."""
     for name in {name for names in launcher._LAUNCHERS for name in names}:
         monkeypatch.delenv(name, raising=False)
     twice = f"sleep 0.1; kill -INT {os.getpid()}; sleep 0.1; kill -INT {os.getpid()}"

@@ -1,4 +1,4 @@
-"""What is measured of an epoch, and the lines a person reads."""
+"""Measurements of an epoch, and the lines that are shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `--log tensorboard` writes, read back by TensorBoard itself where it is there."""
+"""The output of `--log tensorboard`, read back by TensorBoard itself where it is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights to PyTorch Geometric's models and back: the same outputs, the same numbers to the bit."""
+"""Weights exported to PyTorch Geometric's models and back: same outputs, same bits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def graph_data() -> Data:
 
 
 class Relational(torch.nn.Module):
-    """Two layers of PyTorch Geometric's, which has no model of them."""
+    """Two layers of PyTorch Geometric, which has no such model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def test_each_rank_loads_the_embeddings_of_its_nodes(comm, shared_path):
 
 @pytest.mark.mpi
 def test_averages_are_exported_for_embeddings_too(comm, shared_path):
-    """The very numbers that predictions are made of, whichever ranks hold the rows."""
+    """They are the numbers that predictions use, whichever ranks hold the rows."""
     graph = replace(distribute(random_graph(23, 60, width=F), comm), graph_fingerprint="f" * 16)
     run = {"run_dir": shared_path, "epochs": 3, "lr": 0.1, "ema": 0.5}
     settings = ModelSettings(kind="sage", layers=2, hidden=8, embedding=5)

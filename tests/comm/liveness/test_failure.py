@@ -1,4 +1,4 @@
-"""Jobs that go wrong: the right status, one line, nothing left, and soon."""
+"""Failing jobs end soon, with the right status and one line, and leave no processes or files."""
 
 from __future__ import annotations
 

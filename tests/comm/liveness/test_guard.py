@@ -1,4 +1,4 @@
-"""A script without `world.run`: one rank that fails or leaves ends the others."""
+"""In a script without `world.run`, a rank that fails or leaves ends the others."""
 
 from __future__ import annotations
 

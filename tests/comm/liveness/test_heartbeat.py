@@ -1,4 +1,4 @@
-"""Questions and answers between ranks, and what happens to datagrams of strangers."""
+"""Questions and answers between ranks, and foreign datagrams."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_nested_locations_are_restored():
 
 
 def test_the_threads_resources_are_acquired_before_it_starts(monkeypatch):
-    """Or its error would be a traceback that no rank hears of."""
+    """Otherwise its error would be a traceback that no rank notices."""
 
     def full() -> None:
         raise OSError(errno.EMFILE, "Too many open files")

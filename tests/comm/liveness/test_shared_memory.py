@@ -1,4 +1,4 @@
-"""What is said of the space in /dev/shm before MPI starts."""
+"""The check of the free space in /dev/shm before MPI starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def node(monkeypatch):
-    """`node(space, rank, ranks)`: what the check of that rank says."""
+    """Return `node(space, rank, ranks)`, which runs the check of that rank."""
 
     def look(space: Space | None, rank: int, ranks: int) -> None:
         monkeypatch.setattr(Space, "here", classmethod(lambda cls: space))

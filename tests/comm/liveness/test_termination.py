@@ -30,7 +30,7 @@ SIGNALS = [
 
 @pytest.fixture(autouse=True)
 def _handled_as_usual():
-    """Whatever the tests were started under: nohup, for instance, has SIGHUP ignored."""
+    """Restore default handling, whatever the tests were started under: nohup ignores SIGHUP."""
     usual = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
     former = [
         signal.signal(number, handler) for (number, _), handler in zip(SIGNALS, usual, strict=True)

@@ -1,4 +1,4 @@
-"""A process that may open too few files, or write too short ones, is told before MPI ends it."""
+"""Limits on open files or file sizes that are too low are reported before MPI aborts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that answers nothing: blocked, stopped or gone."""
+"""A rank that does not answer: blocked, stopped or gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A link of a set bandwidth and latency: how it is written, and what it delays."""
+"""A link of given bandwidth and latency: how it is written, and what it delays."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_invalid_link_on_one_rank_ends_all_ranks(comm, monkeypatch):
 
 @pytest.mark.mpi
 def test_messages_share_the_link_of_their_rank(comm):
-    """Two messages of 30 kB to each peer, at 1 MB/s and 20 ms: none comes before its time."""
+    """Two messages of 30 kB to each peer, at 1 MB/s and 20 ms: none arrives too early."""
     size, rows = comm.size, 7500
     outgoing = [
         Outgoing(peer, rows, lambda out: out.fill_(comm.rank))

@@ -1,4 +1,4 @@
-"""CUDA IPC: whose memory is read when, what is given back, and where it is taken at all."""
+"""CUDA IPC: whose memory is read when, what is freed, and where it is chosen at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mpi
 
 
 def exchange(ring, rows: int, width: int = 64, reply_width: int = 0) -> None:
-    """Two messages to each other rank, and answers."""
+    """Exchange two messages with each other rank, and replies."""
     comm = ring.comm
     outgoing = [
         Outgoing(p, rows, lambda out, p=p: out.fill_(100 * comm.rank + p))
@@ -61,7 +61,7 @@ def test_replaced_memory_is_freed_when_all_ranks_have_closed_it(comm):
 
 
 def test_alternating_widths_reuse_the_same_memory(comm):
-    """Layers, their gradients, evaluation: however slots are cut, from the same memory."""
+    """Layers, their gradients and evaluation use the same memory, divided into slots as needed."""
     runtime = FakeRuntime()
     ring = Ring(comm, halo_buffer=8 << 20, transport=all_near(comm, runtime))
     counts = []
@@ -88,7 +88,7 @@ def test_rows_are_readable_once_packed_and_kept_until_read(comm):
 
 
 def test_a_failed_allocation_on_one_rank_is_raised_on_all(comm):
-    """The others hear of it, and all go on where it is there again."""
+    """The error reaches all ranks, and all can continue once there is memory again."""
     runtime = FakeRuntime()
     ring = Ring(comm, halo_buffer=64 << 20, transport=all_near(comm, runtime))
     exchange(ring, 100)
@@ -109,7 +109,7 @@ def test_a_failed_allocation_on_one_rank_is_raised_on_all(comm):
 
 
 class Gpu(Sluggish):
-    """Host memory with the name of a GPU."""
+    """A device with the name of a GPU, whose memory is host memory."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__((1,))
@@ -118,7 +118,7 @@ class Gpu(Sluggish):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A GPU that is shared; `machine(nodes)` says on which node each rank is."""
+    """A shared GPU; `machine(nodes)` sets the node of each rank."""
     runtime = FakeRuntime()
     monkeypatch.setattr(choice, "CudaCopier", Gpu)
     monkeypatch.setattr(choice, "_memory", lambda device: HostMemory(runtime))
@@ -161,7 +161,7 @@ def fails(*_):
 
 
 def torn(runtime):
-    """A copy that leaves something out."""
+    """Copy incompletely."""
     whole = FakeRuntime.memcpyAsync
     runtime.memcpyAsync = lambda to, source, size, *rest: whole(
         runtime, to, source, size // 2, *rest
@@ -197,7 +197,7 @@ def test_ipc_needs_cupy(comm, machine, monkeypatch):
 
 @pytest.mark.gpu
 def test_ranks_sharing_a_real_gpu_exchange_rows(comm, gpu):
-    """Ranks share one, and read what the others packed on it."""
+    """Ranks share one GPU and read the rows that the others packed on it."""
     memory = CudaMemory(gpu)
     near = neighbours.of_all(comm)[comm.rank]
     assert neighbours.why_not(comm, memory, near) == ""

@@ -43,7 +43,7 @@ class Event:
 
 
 class Sluggish:
-    """Copies that take a while, in order; `late` events were not done when first asked."""
+    """Copies that take a while, in order; `late` counts events not done when first queried."""
 
     def __init__(self, delays):
         self.delays = itertools.cycle(delays)
@@ -98,7 +98,7 @@ def ipc(copier, comm):
 
 
 def two_nodes(copier, comm):
-    """Ranks of even and of odd numbers."""
+    """Put even and odd ranks on two nodes."""
     near = frozenset(range(comm.rank % 2, comm.size, 2))
     return IpcTransport(copier, HostMemory(FakeRuntime()), near, StagedTransport(copier))
 
@@ -177,7 +177,7 @@ def test_short_messages_are_posted_further_ahead(comm):
 
 
 def test_pinned_memory_has_the_requested_size(monkeypatch):
-    """Registered by its exact size, and given back when nothing views it any more."""
+    """It is registered with its exact size, and freed when no view of it is left."""
     held = {}
     cudart = SimpleNamespace(
         cudaHostRegister=lambda address, size, flags: held.update({address: size}) or 0,

@@ -10,7 +10,7 @@ from hpcgnn.partition.layout.nearness import Adjacency
 
 
 def shuffled_caves(count, size, seed):
-    """Cliques that hang together by one edge each, under other numbers: adjacency, clique [n]."""
+    """Return cliques connected by one edge each, with shuffled numbers: adjacency, clique [n]."""
     graph = networkx.connected_caveman_graph(count, size)
     new = np.random.default_rng(seed).permutation(count * size)
     rows, columns = new[np.array(graph.to_directed().edges).T]

@@ -7,7 +7,7 @@ from hpcgnn.partition.layout.cover import vertex_cover
 
 
 def random_rows(num_rows, num_columns, num_edges, seed):
-    """Edges by row, some of them several times: first edge of each row, columns."""
+    """Return edges by row, some of them repeated: first edge of each row, columns."""
     ends = np.random.default_rng(seed).integers(0, (num_rows, num_columns), (num_edges, 2))
     rows, columns = ends[np.argsort(ends[:, 0], kind="stable")].T
     return np.searchsorted(rows, np.arange(num_rows + 1)), rows, columns
@@ -36,14 +36,14 @@ def test_covers_every_edge_with_as_many_rows_as_a_maximum_matching(
 
 
 def test_covers_with_as_few_columns_as_possible():
-    # A chain row 0 - column 0 - row 1 - column 1: one of each pair, whichever the matching is.
+    # A chain row 0 - column 0 - row 1 - column 1: one of each pair, whatever the matching.
     rows_in, columns_in = vertex_cover(np.array([0, 1, 3]), np.array([0, 0, 1]), 2)
     assert rows_in.tolist() == [True, True]
     assert columns_in.tolist() == [False, False]
 
 
 def test_covers_long_paths():
-    """Row i reads columns i + 1 and i around a ring, but for one edge: a path through all rows."""
+    """Row i reads columns i + 1 and i around a ring without one edge: a path through all rows."""
     count = 20_000
     columns = np.stack([np.arange(1, count + 1), np.arange(count)]).T.flatten()[:-1]
     columns = np.where(columns == count, 0, columns)

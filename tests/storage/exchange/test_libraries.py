@@ -1,4 +1,4 @@
-"""Graphs of networkx, SciPy and DGL to graph.h5, and back through PyTorch Geometric."""
+"""Conversion of networkx, SciPy and DGL graphs to graph.h5, and back to PyTorch Geometric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpcgnn.errors import InputError
 
 
 class DglFrames:
-    """`graph.edges` or `graph.nodes` of a DGLGraph, which is called and indexed."""
+    """A stand-in for `graph.edges` or `graph.nodes` of a DGLGraph, which is called and indexed."""
 
     def __init__(self, frames: dict, ends: dict | None = None) -> None:
         self.frames, self.ends = frames, ends
@@ -30,7 +30,7 @@ class DglFrames:
 
 
 class DglGraph:
-    """What DGL's documentation says of a DGLGraph, as far as it is used; DGL isn't installed."""
+    """A stand-in for the parts of a DGLGraph that are used, from DGL's documentation."""
 
     def __init__(self, counts: dict, ends: dict, ndata: dict, edata: dict) -> None:
         self.ntypes, self.canonical_etypes = list(counts), list(ends)

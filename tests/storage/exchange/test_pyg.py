@@ -1,4 +1,4 @@
-"""Graphs of PyTorch Geometric to graph.h5 and back, to the bit."""
+"""Conversion of PyTorch Geometric graphs to graph.h5 and back, to the bit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N, E = 11, 40
 
 
 def edges(rng: np.random.Generator, heads: int, tails: int, number: int) -> torch.Tensor:
-    """[2, E] by destination, then source, as graph.h5 has them: with loops and parallel edges."""
+    """Return edges [2, E] by destination, then source, as in graph.h5, some of them repeated."""
     ends = np.stack([rng.integers(0, heads, number), rng.integers(0, tails, number)])
     return torch.from_numpy(ends[:, np.lexsort(ends)])
 
@@ -41,7 +41,7 @@ def whole(seed: int = 0) -> Data:
 
 
 def same(one: object, other: object) -> None:
-    """The same stores of the same tensors, to the bit."""
+    """Return whether both have the same stores with the same tensors, to the bit."""
     assert type(one) is type(other)
     assert one.metadata() == other.metadata() if isinstance(one, HeteroData) else True
     for mine, theirs in zip(one.stores, other.stores, strict=True):

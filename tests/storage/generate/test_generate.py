@@ -1,4 +1,4 @@
-"""Generated graphs have the structure asked for, whatever the slabs and the number of ranks."""
+"""Generated graphs have the requested structure, for any slabs and any number of ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpcgnn.storage.read.graph_file import GraphFile
 
 
 def adjacency(graph) -> csr_matrix:
-    """All slabs together; entry (i, j) counts the edges j -> i."""
+    """Return the matrix of all slabs; entry (i, j) counts the edges j -> i."""
     counts, indices = zip(*(graph.rows(s) for s in range(graph.num_slabs)), strict=True)
     ends = [graph.slab(s) for s in range(graph.num_slabs)]
     assert ends[0][0] == 0 and ends[-1][1] == graph.num_nodes
@@ -31,7 +31,7 @@ def adjacency(graph) -> csr_matrix:
 
 
 def simple(matrix: csr_matrix) -> None:
-    """Undirected, no loops, no parallel edges."""
+    """Check that the graph is undirected, without loops and parallel edges."""
     assert (matrix != matrix.T).nnz == 0
     assert matrix.diagonal().sum() == 0
     assert matrix.nnz == 0 or matrix.data.max() == 1
@@ -113,7 +113,7 @@ def test_rmat_graphs_have_the_requested_size(nodes, slab_edges):
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "slab_edges"), [(6, 1), (8, 1000)])
 def test_rmat_edges_follow_the_probabilities(nodes, slab_edges):
-    """Edges appear as often as the Kronecker power of the quadrants says."""
+    """Edges appear as often as the Kronecker power of the quadrants predicts."""
     quadrants = np.array([[0.57, 0.19], [0.19, 0.05]])
     cells = np.kron(np.kron(quadrants, quadrants), quadrants)[:nodes, :nodes]
     pairs = np.triu(cells + cells.T, 1)
@@ -226,7 +226,7 @@ def test_an_error_on_the_last_rank_is_raised_on_all_ranks(comm, shared_path, mon
 @pytest.mark.mpi
 @pytest.mark.parametrize("when", ["opened", "written", "closed"])
 def test_an_error_of_the_writing_rank_is_raised_on_all_ranks(comm, shared_path, monkeypatch, when):
-    """A folder that is missing on rank 0, a full disk: nobody waits for what will not come."""
+    """A folder missing on rank 0, or a full disk: no rank waits for data that will not come."""
     monkeypatch.setattr(output, "_SLAB_VALUES", 20)
     folder = shared_path if when != "opened" else shared_path / "missing" / str(comm.rank)
     if comm.rank == 0 and when != "opened":

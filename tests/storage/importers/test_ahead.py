@@ -1,4 +1,4 @@
-"""Work ahead of its use: the same items, the same errors, nothing left running."""
+"""Reading ahead: the same items, the same errors, nothing left running."""
 
 from __future__ import annotations
 

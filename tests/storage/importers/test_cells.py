@@ -1,4 +1,4 @@
-"""Cells of tables in text: what separates them, and those unlike the ones that told their kind."""
+"""Cells of text tables: separators, and cells unlike those that determined the column's type."""
 
 from __future__ import annotations
 

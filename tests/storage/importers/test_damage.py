@@ -1,4 +1,4 @@
-"""Small sources of every format, cut or changed at random: a graph, or one line and no file."""
+"""Small sources of every format, randomly damaged: a graph, or one line of error and no file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 def attempt(source: Path, folder: Path, capfd) -> bool:
-    """Convert; whether that was refused, as it should be done, or made a sound file."""
+    """Convert; return whether it was refused in one line without a file, or gave a valid file."""
     capfd.readouterr()
     status = main(["convert", str(source), str(folder / "g.h5")])
     lines = [line for line in capfd.readouterr().err.splitlines() if ": note: " not in line]
@@ -129,7 +129,7 @@ def test_damaged_files_are_refused_or_converted(name, tmp_path, capfd):
 
 
 def test_damaged_planetoid_files_are_refused_or_converted(data, tmp_path, capfd):
-    """Changes at the start of the real files but the largest."""
+    """Changes at the start of all real files except the largest."""
     (tmp_path / "out").mkdir()
     folder = tmp_path / "planetoid"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Layouts that are proved, or asked for: what may be read in two ways is not guessed."""
+"""Layouts that are unambiguous or given by options; ambiguous content is not guessed."""
 
 from __future__ import annotations
 

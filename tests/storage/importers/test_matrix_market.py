@@ -1,4 +1,4 @@
-"""MatrixMarket files, against SciPy's reader."""
+"""MatrixMarket files, compared with SciPy's reader."""
 
 from __future__ import annotations
 

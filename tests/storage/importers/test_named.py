@@ -1,4 +1,4 @@
-"""Named arrays, numbers as labels, and labels and a split of the edges, from arrays to graph.h5."""
+"""Named node arrays, numeric labels, and labels and a split of edges, from arrays to graph.h5."""
 
 from __future__ import annotations
 

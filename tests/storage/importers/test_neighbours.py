@@ -25,7 +25,7 @@ MASKS = {
 
 
 def check(graph) -> None:
-    """It is the graph above."""
+    """Check that it is the graph above."""
     assert graph.edges == sorted(map(tuple, PAIRS.T.tolist()))
     np.testing.assert_array_equal(graph.dense_features, X)
     assert graph.nodes.labels.tolist() == Y.tolist()
@@ -221,7 +221,7 @@ def test_shchur_and_reddit_archives(convert, refused, tmp_path):
 
 
 def test_a_long_text_in_xml_is_read_in_large_pieces(tmp_path):
-    """The parser asks for 64 KiB, and begins an open text again with each piece."""
+    """The parser reads 64 KiB at a time and scans an unfinished text again with each piece."""
     path = tmp_path / "g.graphml"
     path.write_bytes(b"x" * (4 << 20))
     pieces = []

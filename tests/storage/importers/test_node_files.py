@@ -1,4 +1,4 @@
-"""Columns of the nodes in files of their own."""
+"""Node columns in separate files."""
 
 from __future__ import annotations
 

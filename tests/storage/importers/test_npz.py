@@ -1,4 +1,4 @@
-"""Graphs in .npz archives, made here and real ones."""
+"""Graphs in .npz archives, synthetic and real."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_pairs_with_edge_features_types_and_several_labels(convert, tmp_path):
 
 
 def test_empty_columns(convert, tmp_path):
-    """No edges, and labels of which none, or only the last, is known."""
+    """No edges, and labels of which none or only the last is known."""
     arrays = {"indptr": np.zeros(N + 1, int), "indices": np.zeros(0, int), "weight": np.zeros(0)}
     graph = convert(save(tmp_path / "g.npz", **arrays, labels=np.full(N, -1), train=np.zeros(0)))
     assert graph.counts.num_edges == 0 and graph.counts.num_nodes == N

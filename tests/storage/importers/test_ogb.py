@@ -1,4 +1,4 @@
-"""OGB's raw folders, and the names its package knows."""
+"""OGB's raw folders, and data set names of its package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planetoid's files, and pickles that mean harm."""
+"""Planetoid's files, and malicious pickles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that go on in the next line, against Python's own csv."""
+"""Values that span several lines, compared with Python's csv."""
 
 from __future__ import annotations
 

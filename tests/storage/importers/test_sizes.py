@@ -1,4 +1,4 @@
-"""Sizes that lie, files that never end: one line, soon, and in little memory."""
+"""False sizes and endless files: refused in one line, soon, and in little memory."""
 
 from __future__ import annotations
 

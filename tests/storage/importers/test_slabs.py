@@ -1,4 +1,4 @@
-"""Sorting in bounded memory, against NumPy's sort of everything at once."""
+"""Sorting in bounded memory, compared with NumPy's sort of everything at once."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ ENDS = np.dtype([("source", np.int32), ("destination", np.int32)])
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_edge_ends_are_sorted_in_pieces(tmp_path, whole):
-    """A third of the edges have one destination, more than a piece holds."""
+    """A third of the edges have the same destination, more than a piece holds."""
     rng = np.random.default_rng(5)
     records = np.empty(150_000, ENDS)
     records["source"] = rng.integers(0, (1 << 31) - 1, 150_000, endpoint=True)

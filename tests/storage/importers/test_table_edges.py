@@ -12,7 +12,7 @@ from tests.storage.importers.test_tables import ENDS, write
 
 
 def edges_of(path):
-    """`(source, destination): (label, split)` of each edge, and the names of classes."""
+    """Return `(source, destination): (label, split)` of each edge, and the class names."""
     with GraphFile(path) as graph:
         rows, classes = graph.read_rows(0, graph.num_nodes), graph.read_encoding().edge_classes
     targets = np.repeat(np.arange(len(rows.indptr) - 1), np.diff(rows.indptr))
@@ -24,7 +24,7 @@ def edges_of(path):
 
 
 def test_edge_classes_by_name(made, tmp_path):
-    """Missing ones are unknown, later tables follow the first, and may lack the column."""
+    """Missing classes are unknown; later tables use the first one's and may lack the column."""
     text = "a,b,kind,when\n0,1,late,train\n1,2,,TEST\n2,0,early,\n"
     edges = write(tmp_path / "e.csv", text)
     more = write(tmp_path / "f.csv", "a,b,when\n3,0,valid\n")

@@ -1,4 +1,4 @@
-"""What `convert` says of columns of tables that may mean something else."""
+"""Notes of `convert` on table columns that may be meant differently."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def names(path: Path) -> list[str]:
 
 
 def test_tables_are_joined_by_name(made, tmp_path, capfd):
-    """Against dictionaries of Python's own csv, with ids that need quotes and other alphabets."""
+    """Compared with Python's csv, with ids that need quotes and with other alphabets."""
     rng = random.Random(0)
     ids = [f"né, {k}" if k % 3 else f'"{k}"' for k in range(200)]
     with (tmp_path / "n.csv").open("w", newline="", encoding="utf-8") as file:
@@ -128,7 +128,7 @@ def test_parquet_compressed_text_and_little_memory_give_the_same_graph(made, tmp
 
 
 def test_names_are_matched_with_little_memory(tmp_path):
-    """With room for a few hashes, names are met again and still kept once, in the same order."""
+    """With memory for a few hashes, repeated names are still kept once, in the same order."""
     rng = np.random.default_rng(0)
     texts = [f"{'x' * (k % 23)}{k}" for k in rng.integers(0, 900, 5000)]
     kept = {}
@@ -316,7 +316,7 @@ def test_columns_of_times_vectors_booleans_and_categories(made, refused, tmp_pat
     ],
 )
 def test_columns_of_unsupported_types_are_refused(refused, tmp_path, columns, words):
-    """Structs, lists of texts, lists in one file and numbers in another, ids out of range."""
+    """Structs, lists of texts, lists in one file and numbers in another, and ids out of range."""
     parts, first = tmp_path / "n", 0
     parts.mkdir()
     for number, values in enumerate(columns):
@@ -339,7 +339,7 @@ def test_columns_of_unsupported_types_are_refused(refused, tmp_path, columns, wo
     ],
 )
 def test_one_text_among_many_numbers_is_refused(made, tmp_path, capfd, number, words):
-    """Not even where the numbers are more than categories may be."""
+    """Even if there are more numbers than the largest number of categories."""
     edges = write(tmp_path / "e.csv", "a,b\n1,2\n")
     values = [f"{row / 8}" for row in range(number)]
     values[number // 2] = "one half"

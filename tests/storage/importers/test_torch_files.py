@@ -1,4 +1,4 @@
-"""What PyTorch Geometric stores beside edge_index and dense features."""
+"""Content of PyTorch Geometric's files besides edge_index and dense features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEIGHTS = {(0, 1): 1.0, (1, 2): 2.0, (2, 0): 3.0, (3, 4): 4.0}
 
 
 def fake_torch_sparse(monkeypatch):
-    """Classes with the names and attributes of torch_sparse's."""
+    """Provide classes with the names and attributes of torch_sparse's."""
     made = {}
     for module, name in (("storage", "SparseStorage"), ("tensor", "SparseTensor")):
         found = types.ModuleType(f"torch_sparse.{module}")
@@ -27,7 +27,7 @@ def fake_torch_sparse(monkeypatch):
 
 
 def adjacency(layout: str, monkeypatch):
-    """The rows are the destinations."""
+    """Return an adjacency matrix whose rows are the destinations."""
     rows, columns = torch.from_numpy(PAIRS[1]), torch.from_numpy(PAIRS[0])
     values = torch.tensor([1.0, 2, 3, 4])
     whole = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (5, 5))
@@ -122,7 +122,7 @@ def test_features_and_labels_by_node_type(convert, refused, tmp_path, capfd):
 
 
 def test_classes_registered_as_safe_are_not_instantiated(tmp_path):
-    """Whatever is imported, no method of it runs, and torch has no choice by chance."""
+    """None of their methods runs, even if they are imported, and in any order of registration."""
     geometric = pytest.importorskip("torch_geometric.data")
     torch.save(data(), tmp_path / "g.pt")
     others = [geometric.Data, geometric.storage.GlobalStorage]

@@ -1,4 +1,4 @@
-"""What becomes of edges and features on the way, against SciPy and NetworkX."""
+"""Treatment of edges and features on conversion, compared with SciPy and networkx."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcgnn.storage.importers import assemble, row_lists, spool
 
 @pytest.fixture(params=["whole", "in chunks"])
 def chunks(request, monkeypatch):
-    """Once as usual, once with everything cut as small as it goes."""
+    """Run once as usual, once with the smallest possible pieces."""
     if request.param == "in chunks":
         monkeypatch.setattr(row_lists, "_ROWS", 3)
         monkeypatch.setattr(assemble, "Scratch", lambda out, _: spool.Scratch(out, 4096))
@@ -134,7 +134,7 @@ def test_row_normalised_features(convert, tmp_path, dtype):
 
 
 def test_ids_that_outgrow_32_bits_during_reading(convert, tmp_path):
-    """The last edge has ends that the records of all before have no room for."""
+    """The ends of the last edge do not fit into the records of those before."""
     rng = np.random.default_rng(6)
     ends = rng.integers(0, 40, (2, 200_000))
     ends[:, -1] = 1 << 31, (1 << 40) + 3

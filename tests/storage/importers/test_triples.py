@@ -11,7 +11,7 @@ TRIPLES = [(50, 0, 7), (7, 2, 50), (7, 1, 50), (9, 1, 9), (50, 0, 7)]
 
 
 def found(graph) -> list[tuple[int, int, int]]:
-    """(head, relation, tail) by original ids, ascending."""
+    """Return (head, relation, tail) by original ids, ascending."""
     ids = graph.nodes.original_ids
     ids = np.arange(graph.counts.num_nodes) if ids is None else ids
     columns = (ids[graph.slab.indices], graph.slab.relation, ids[graph.destinations])

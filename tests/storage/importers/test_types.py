@@ -187,7 +187,7 @@ def test_a_relational_model_learns_on_several_node_types(comm, shared_path, mode
 
 
 def in_pytorch_geometric(graph: Path, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What the two layers say of each node, from its type's features or its embedding."""
+    """Return the output of the two layers for each node, from its features or its embedding."""
     with GraphFile(graph) as file:
         slab, nodes = file.read_rows(0, file.num_nodes), file.read_nodes(0, file.num_nodes)
     ends = np.stack([slab.indices, np.repeat(np.arange(slab.hi), np.diff(slab.indptr))])

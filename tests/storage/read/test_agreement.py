@@ -1,4 +1,4 @@
-"""Parts that are sound by themselves and contradict each other, under the right checksums."""
+"""Parts that are valid by themselves but contradict each other, with correct checksums."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chunks that say one size and hold another, under the right checksums."""
+"""Chunks that hold another size than they claim, with correct checksums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BYTES = ROWS * WIDTH * 4
 
 
 def checked(data: bytes) -> bytes:
-    """The data with the checksum that HDF5 appends."""
+    """Return the data with the checksum that HDF5 appends."""
     with h5py.File("any", "w", driver="core", backing_store=False) as file:
         shape = (len(data),)
         dataset = file.create_dataset("a", shape, "u1", chunks=shape, fletcher32=True)
@@ -31,7 +31,7 @@ def checked(data: bytes) -> bytes:
 
 
 def forge(path: Path, chunk: bytes, *, mask: int = 0, filters: tuple[int, ...] = ()) -> Path:
-    """A graph whose features are this one chunk."""
+    """Write a graph whose features are this one chunk."""
     write(path, graph_content(), [0, 9])
     plan = h5p.create(h5p.DATASET_CREATE)
     plan.set_chunk((ROWS, WIDTH))
@@ -91,7 +91,7 @@ def test_valid_chunks_are_read(tmp_path, chunk, mask, filters):
 
 
 def test_a_small_chunk_that_decompresses_to_too_much_is_refused(tmp_path, monkeypatch):
-    """Nor is more than that taken from the library than the chunk may hold."""
+    """Nor does the library decompress more than the chunk may hold."""
     path = forge(tmp_path / "g.h5", checked(zlib.compress(bytes(1 << 20))), filters=GZIP)
     asked, make = [], zlib.decompressobj
 

@@ -1,4 +1,4 @@
-"""graph.h5: what is written is read back; whatever is wrong is refused in one line."""
+"""graph.h5: content is read back as written; anything wrong is refused in one line."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def test_files_locked_by_others_can_be_read(tmp_path):
 
 
 def test_surplus_rows_of_typed_features_are_refused(tmp_path):
-    """In whatever slabs they are read."""
+    """For any slabs in which they are read."""
     content = graph_content()
     longer = np.ones((6, 2), np.float32)
     content.arrays["nodes/typed_features/1"] = longer

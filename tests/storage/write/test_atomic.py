@@ -1,4 +1,4 @@
-"""Files are whole under their name or not there: disk full, limits, missing folders, interrupts."""
+"""Files are complete or absent: full disks, limits, missing folders, interruptions."""
 
 from __future__ import annotations
 

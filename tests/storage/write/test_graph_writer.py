@@ -1,4 +1,4 @@
-"""GraphWriter: any way of appending gives the same file, and nothing incomplete gets a name."""
+"""GraphWriter: appending in any pieces gives the same file; incomplete files get no name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No file is open for writing on two ranks at once, parallel HDF5 apart."""
+"""No file is open for writing on two ranks at once, except with parallel HDF5."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ Spans = dict[str, list[tuple[int, float]]]
 
 
 def spans(log: Path, root: str) -> Spans:
-    """From when to when each file below `root` was open for writing, by its path there."""
+    """Return when each file below `root` was open for writing, by its relative path."""
     found: Spans = {}
     for line in log.read_text().splitlines():
         kind, time, path = line.split(" ", 2)
@@ -116,7 +116,7 @@ def shared(first: Spans, second: Spans) -> set[str]:
 
 @pytest.fixture
 def ranks(tmp_path) -> Callable[..., tuple[Spans, Spans]]:
-    """`ranks(code, ...)`: runs it on two ranks; what each of them wrote below `tmp_path`."""
+    """Return `ranks(code, ...)`, which runs it on two ranks and returns what each of them wrote."""
     mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if mpiexec is None:
         pytest.skip("no mpiexec found")

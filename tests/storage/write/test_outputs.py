@@ -1,4 +1,4 @@
-"""What may be replaced: with `force`, a file of the same kind; never anything else."""
+"""Replacing outputs: `force` replaces a file of the same kind, and never anything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parallel HDF5: writes in slabs, and nobody waits for ever for a rank that stops."""
+"""Parallel HDF5: writes in slabs, and no rank waits forever for one that stops."""
 
 from __future__ import annotations
 

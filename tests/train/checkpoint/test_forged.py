@@ -1,4 +1,4 @@
-"""Checkpoints with right checksums and wrong content are refused before anything is built."""
+"""Checkpoints with correct checksums but wrong content are refused before anything is built."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_contradictory_checkpoints_are_refused(graph, run_dir):
 
 
 def test_an_array_that_differs_from_its_description_is_refused(graph, run_dir):
-    """Of a model that only a program knows, and an optimizer without moments."""
+    """For a model that only a program knows, and an optimizer without moments."""
     path = run_dir / "checkpoints" / "epoch-000002.h5"
     found = files.read(path)
     found.config = found.config.changed(model="own", optimizer="sgd")
@@ -217,7 +217,7 @@ def test_checkpoints_of_every_model_are_read_back(graph, tmp_path, kind):
 
 
 class Scaled(torch.nn.Module):
-    """Has a parameter without axes, whose state is kept among the plain values."""
+    """A module with a scalar parameter, whose state is stored among the plain values."""
 
     def __init__(self, graph):
         super().__init__()
@@ -281,7 +281,7 @@ def train_scaled(graph, folder, epochs: int) -> list[float]:
 
 
 def test_moments_of_a_scalar_parameter_are_restored(graph, tmp_path):
-    """And are checked as those of the others."""
+    """They are checked like those of other parameters."""
     whole = train_scaled(graph, tmp_path / "whole", 4)
     train_scaled(graph, tmp_path / "parts", 2)
     path = tmp_path / "parts" / "checkpoints" / "epoch-000002.h5"

@@ -1,4 +1,4 @@
-"""What may change when a run goes on, and a run that had ended."""
+"""Settings that may change when a run is resumed, and resuming a run that had ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATH = Path("run/checkpoints/epoch-000010.h5")
 
 
 def other(name: str) -> Config:
-    """The defaults but for this setting."""
+    """Return the defaults except for this setting."""
     setting = SETTINGS[name].setting
     value = {bool: lambda v: not v, int: lambda v: v + 4, float: lambda v: v + 0.25}.get(
         type(setting.default), lambda v: "1GiB"

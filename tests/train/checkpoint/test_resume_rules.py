@@ -1,4 +1,4 @@
-"""What a run may be resumed with, through the command line: other parts, other ranks, no others."""
+"""Resuming on the command line: other partitions and numbers of ranks work, other graphs do not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ok(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a refusal."""
+    """Return the one line of the error."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("hpcgnn: error:")]
@@ -29,7 +29,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture
 def graph(mpirun: Mpirun, tmp_path: Path) -> Callable[[int, int, str], Path]:
-    """`graph(0, 2, "block")`: the graph of seed 0 in two parts."""
+    """Return `graph(0, 2, "block")`: the graph of seed 0 in two parts."""
 
     def make(seed: int, parts: int, method: str) -> Path:
         whole, path = tmp_path / f"g{seed}.h5", tmp_path / f"g{seed}.{method}.p{parts}.h5"

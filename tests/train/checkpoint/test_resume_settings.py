@@ -1,4 +1,4 @@
-"""Each setting changed alone when a run goes on, and what contradicts a run when it predicts."""
+"""Each setting changed when a run is resumed, and options that contradict it in `predict`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ OTHERWISE = {
 
 
 def other(name: str) -> object:
-    """Another value than the default."""
+    """Return another value than the default."""
     setting = SETTINGS[name].setting
     if name in VALUES:
         return VALUES[name]

@@ -1,4 +1,4 @@
-"""Checkpoints that can't be written leave training and the earlier checkpoints alone."""
+"""Checkpoints that can't be written affect neither training nor earlier checkpoints."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train(comm, folder: Path, **changes: object) -> Trainer:
 
 @contextmanager
 def disk_full(folder: Path) -> Iterator[None]:
-    """No file can grow beyond 16 KiB: enough for the journal, not for a checkpoint."""
+    """Limit files to 16 KiB: enough for the journal, not for a checkpoint."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
     try:
@@ -61,7 +61,7 @@ def disk_full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """No file can be made in `folder`, by root neither."""
+    """Make `folder` read-only, for root too."""
     folder.chmod(0o555)
     user = os.geteuid()
     if user == 0:
@@ -97,7 +97,7 @@ def test_the_best_and_the_last_checkpoints_are_kept(comm, tmp_path):
 
 
 class SlowDisk:
-    """Writes begin when they are let; `written` are the names and epochs so far."""
+    """A disk whose writes begin on request; `written` holds the names and epochs so far."""
 
     def __init__(self, monkeypatch) -> None:
         self.let, self.begun = threading.Semaphore(0), threading.Semaphore(0)
@@ -114,7 +114,7 @@ class SlowDisk:
 
 
 def test_last_h5_is_a_copy_where_links_are_not_supported(tmp_path, monkeypatch):
-    """As on some file systems; nothing else is left beside it."""
+    """As on some file systems; no other file is left beside it."""
 
     def refuse(*paths: Path) -> None:
         raise PermissionError("no links here")
@@ -251,7 +251,7 @@ def test_a_failed_checkpoint_ends_the_run_on_request(comm, tmp_path):
 
 
 def test_one_failure_among_successes_ends_the_run_on_request(comm, tmp_path, capfd):
-    """`best.h5` can't take its name, the others can, and are written after it."""
+    """`best.h5` can't be renamed into place; the others can, and are written after it."""
     trainer = make_trainer(comm, tmp_path, epochs=6, checkpoint_every=1, fail_on_checkpoint=True)
     (tmp_path / "checkpoints" / "best.h5" / "x").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"could not be written: .*best\.h5"):
@@ -259,7 +259,7 @@ def test_one_failure_among_successes_ends_the_run_on_request(comm, tmp_path, cap
 
 
 def test_a_stop_without_a_new_checkpoint_requests_no_requeue(comm, open_folder, capfd):
-    """Else a job on a full disk would be started for ever."""
+    """Otherwise a job on a full disk would be restarted forever."""
     train(comm, open_folder, epochs=2)
     stop = StopRequest()
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)

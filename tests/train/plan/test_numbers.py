@@ -1,4 +1,4 @@
-"""Plans for graphs that exist only as numbers, and their seconds on a machine."""
+"""Plans for graphs given only by numbers, and estimated seconds on a machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_estimates_for_papers100m_over_rank_counts(capsys):
 
 @pytest.mark.parametrize(("model", "published"), [("sage", (95, 47, 25)), ("gat", (67, 35, 19))])
 def test_less_memory_than_sar_published(model, published):
-    """SAR (Mostafa 2022), papers100M, GB per machine of 32, 64 and 128; nothing pruned here."""
+    """SAR (Mostafa 2022), papers100M, GB per machine of 32, 64 and 128; without pruning here."""
     config = Config.of(model=model, hidden=512 if model == "gat" else 256, heads=4)
     for ranks, theirs in zip((32, 64, 128), published, strict=True):
         assert estimate(largest_of(WHOLE, ranks), config).peak < theirs * 1e9
@@ -75,7 +75,7 @@ def test_graphs_given_as_numbers(capsys):
 
 
 def test_estimated_boundary_of_random_parts():
-    """The model with nothing kept apart, against random parts of degrees drawn as it takes them."""
+    """The estimate without community structure equals random parts of graphs with its degrees."""
     rng = np.random.default_rng(0)
     nodes, degree, ranks = 20_000, 12.0, 8
     counts = rng.poisson(rng.gamma(0.8, degree / 0.8, nodes))

@@ -1,4 +1,4 @@
-"""Memory of a model of one's own, measured small and scaled up."""
+"""Memory of a user's model, measured on a small graph and scaled up."""
 
 from __future__ import annotations
 

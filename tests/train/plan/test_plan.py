@@ -1,4 +1,4 @@
-"""`hpcgnn plan` and its estimator, against runs that were measured."""
+"""`hpcgnn plan` and its estimator, compared with measured runs."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_settings_that_train_refuses_are_refused(tmp_path, capsys, options, word
 
 
 def _rewritten(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
-    """Give a dataset other values, under right checksums; None takes its group away."""
+    """Replace the values of a dataset, with correct checksums; None removes its group."""
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
         array = change(file[name][...])
         del file[name if array is not None else name.partition("/nodes/")[0]]
@@ -208,7 +208,7 @@ def test_the_fewest_ranks_fit_and_one_rank_less_does_not():
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> dict[int, Path]:
-    """One graph in one part and in two."""
+    """One graph in one part and in two parts."""
     folder = tmp_path_factory.mktemp("plan")
     graph = str(folder / "g.h5")
     sizes = ["--nodes", "20000", "--degree", "50", "--features", "128", "--classes", "40"]

@@ -1,4 +1,4 @@
-"""What is said when memory runs out."""
+"""Errors when memory runs out."""
 
 from __future__ import annotations
 
