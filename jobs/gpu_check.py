@@ -24,7 +24,7 @@ def lines(folder: Path, parts: list[str]) -> Iterator[str]:
         try:
             found = json.loads(path.read_text())
         except ValueError:
-            yield f"{path.name} is not whole"
+            yield f"{path.name} is incomplete"
             continue
         for row in found["rows"]:
             if found["what"] == "kernels":

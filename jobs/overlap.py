@@ -74,7 +74,7 @@ def main() -> None:
     computing = epoch_seconds(alone) - waiting
     sent = largest(alone[-1]["bytes_sent"])
     print(f"{ranks} ranks, {sent / 1e6:.0f} MB sent by the busiest, undelayed: ", end="")
-    print(f"{epoch_seconds(alone):.3f} s, of which {waiting:.3f} s are waited for messages")
+    print(f"{epoch_seconds(alone):.3f} s, of which {waiting:.3f} s are waiting for messages")
     names = ("bandwidth", "epoch", "computing", "messages", "times the larger", "hidden")
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}", flush=True)
     for balance in args.balance:
