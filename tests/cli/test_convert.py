@@ -213,7 +213,7 @@ def test_outputs_that_cannot_be_written_are_refused(run, source, tmp_path):
 def test_formats_that_the_name_does_not_show(run, source, tmp_path):
     path = source.rename(source.with_name("graph.dat"))
     status, said = run(path, tmp_path / "g.h5")
-    assert status == 2 and "say --format npz|edges|" in said
+    assert status == 2 and "add --format npz|edges|" in said
     assert run(path, tmp_path / "g.h5", "--format", "edges")[0] == 0
     status, said = run(path, path, tmp_path / "h.h5", "--format", "metis")
     assert status == 2 and "the format metis takes one source" in said

@@ -122,7 +122,7 @@ def refuse_commas(tables: list[TableFile], name: str) -> None:
     for table in tables:
         if name in getattr(table, "with_commas", ()):
             raise InputError(
-                "holds numbers with a comma: say --decimal-comma (0,5 is a half, 1,000 is 1), "
+                "holds numbers with a comma: use --decimal-comma (0,5 is a half, 1,000 is 1), "
                 f"--no-decimal-comma (lists of numbers) or --categorical {name} (names)",
                 file=table.path,
                 dataset=name,
