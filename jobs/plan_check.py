@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["gcn", "sage", "gat", "gatv2", "rgcn"])
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--options", default="--layers 3 --heads 4 --halo-buffer 16MiB")
-    parser.add_argument("--epochs", type=int, default=40, help="at most so many")
+    parser.add_argument("--epochs", type=int, default=40, help="the largest number of epochs")
     parser.add_argument("--seconds", type=float, default=8.0, help="of training, about")
     parser.add_argument("--details", action="store_true", help="a JSON object per line")
     args = parser.parse_args()

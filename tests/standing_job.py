@@ -77,7 +77,7 @@ class StandingJob:
         try:
             self._job.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            self._job.terminate()  # and with it the ranks
+            self._job.terminate()  # and the ranks with it
             self._job.wait()
         self._close()
 
@@ -99,7 +99,7 @@ def serve(run: Callable[[list[str]], int], folder: str, pid: str) -> int:
     from hpcgnn.comm.launcher import launched
 
     rank, _ = launched()
-    if not Path(f"/proc/{pid}").exists():  # nobody to open the other end
+    if not Path(f"/proc/{pid}").exists():  # no process opens the other end
         return 1
     with _orders(Path(folder), rank).open() as orders:
         for number, line in enumerate(orders, start=1):

@@ -193,7 +193,7 @@ def test_a_pyg_script_is_ported_by_changing_its_imports(comm, shared_path, tmp_p
     trainer.run()
     comm.barrier()
     found = [record["loss"] for record in records(shared_path / "run")]
-    # Adam makes more of rounding from step to step; how much, differs between processors.
+    # Adam amplifies rounding from step to step, by amounts that differ between processors.
     np.testing.assert_allclose(found[:12], expected[:12], atol=1e-5, rtol=0)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
     assert expected[-1] < 0.9 * expected[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "hpcgnn"
-# From the top down; a room may use those below it. Names in one line stand beside each other.
+# From the top down; a folder may use those below it. Names in one line are on the same level.
 ROOMS = [
     {"__init__"},
     {"__main__"},
@@ -70,7 +70,7 @@ def test_every_package_has_a_level():
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downward(module):
     if module == "hpcgnn":
-        return  # the public names, from any room
+        return  # the public names, from any folder
     upward = {
         name
         for name in imports(module)

@@ -73,7 +73,7 @@ def test_the_pipeline_can_be_submitted_again(tmp_path, source):
     assert len(jobs) == len(verbs)
     for verb, job in zip(verbs, jobs, strict=True):
         assert f"jobs/{verb}.sbatch" in job
-        assert ("--force" in job.split()) == (verb != "train")  # which goes on by itself
+        assert ("--force" in job.split()) == (verb != "train")  # which continues by itself
 
 
 def test_a_relative_kernel_cache_is_refused(monkeypatch):

@@ -262,7 +262,7 @@ def test_documented_messages_exist_in_the_program():
     table = text_of("failures.md").partition("| message |")[2]
     sources = [*(ROOT / "src").rglob("*.py"), ROOT / "jobs" / "launch.sh"]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
-    text = re.sub(r'"\s*\\?\n\s*f?"', "", text)  # literals that go on in the next line
+    text = re.sub(r'"\s*\\?\n\s*f?"', "", text)  # literals that continue in the next line
     rows = [line.split("|")[1] for line in table.splitlines()[1:] if line.startswith("|")]
     messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
     assert len(messages) > 20

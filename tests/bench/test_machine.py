@@ -43,6 +43,6 @@ def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
     assert out.read_text() == "title = 'mine'\n"
     with pytest.raises(InputError, match=r"must end in \.toml"):
         call(comm, bench, "machine", "-o", shared_path / "here.txt")
-    monkeypatch.setattr(machine, "measure", None)  # minutes that would be lost
+    monkeypatch.setattr(machine, "measure", None)  # would lose minutes of measuring
     with pytest.raises(OutputError, match="no such folder"):
         call(comm, bench, "machine", "-o", shared_path / "nowhere" / "here.toml")

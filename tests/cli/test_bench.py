@@ -99,7 +99,7 @@ def test_a_peer_that_runs_out_of_memory_is_skipped():
     operation = worker.operations[0]
     time_it = worker.timer(operation)
     assert len(time_it(3).seconds) == 3
-    os.kill(worker.process.pid, signal.SIGKILL)  # as the kernel does to what takes too much
+    os.kill(worker.process.pid, signal.SIGKILL)  # like the kernel's OOM killer
     timers = {"hpcgnn": lambda repeat: Sample([1.0] * repeat), "theirs": time_it}
     ours, theirs = compare(operation, timers, 2, "hpcgnn", in_turns=True)
     assert (ours.seconds, ours.ratio) == (1.0, 1.0)

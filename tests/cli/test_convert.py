@@ -88,7 +88,7 @@ def test_memory_stays_below_the_limit(tmp_path):
     baseline = peak_memory(tmp_path / "tiny.txt", tmp_path / "tiny.h5")
     out = tmp_path / "g.h5"
     peak = peak_memory(tmp_path / "g.txt", out, "--symmetrise", "--memory", "192MiB")
-    assert 2 * ends.nbytes > 75 * MIB  # and sorting takes three times that
+    assert 2 * ends.nbytes > 75 * MIB  # and sorting takes three times as much
     assert peak < 192 * MIB and peak - baseline < 110 * MIB
     source, destination = np.concatenate([ends, ends[:, ::-1]]).T
     edges = np.sort(destination * number + source)  # by destination, then source
@@ -264,12 +264,12 @@ def test_a_stopped_job_leaves_no_files(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, "convert", str(tmp_path / "g.txt"), str(tmp_path / "g.h5")],
         stderr=subprocess.DEVNULL,
-        # A shell's background jobs ignore it, and so would their children.
+        # A shell's background jobs ignore SIGINT, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(list(tmp_path.iterdir())) == 3  # the source, a temporary folder, the file to be
+    assert len(list(tmp_path.iterdir())) == 3  # the source, a temporary folder, the unfinished file
     assert stop(process, number) != 0
     assert [path.name for path in tmp_path.iterdir()] == ["g.txt"]

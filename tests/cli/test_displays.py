@@ -133,7 +133,7 @@ def on_terminal(*command: str, folder: Path) -> str:
     while True:
         try:
             part = os.read(ours, 1 << 16)
-        except OSError:  # as Linux says that the other end is closed
+        except OSError:  # how Linux reports that the other end is closed
             break
         if not part:
             break
@@ -154,5 +154,5 @@ def test_a_terminal_gets_bars_and_keeps_its_cursor(tmp_path):
     text = on_terminal(sys.executable, "-c", program, folder=tmp_path)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "count" in plain and " sheep/s, " in plain and "peak" in plain and "\u2501" in plain
-    assert [f"sheep {n}\r\n" in plain for n in range(4)] == [True] * 4  # each line stands alone
+    assert [f"sheep {n}\r\n" in plain for n in range(4)] == [True] * 4  # each line is complete
     assert "\x1b[?25l" not in text

@@ -178,7 +178,7 @@ def test_job_scripts_are_copied_completely_and_only_once(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     (tmp_path / "jobs" / "mine.sh").touch()
     assert main(["jobs", str(tmp_path), "--force"]) == 0
-    assert (tmp_path / "jobs" / "mine.sh").exists()  # what is not ours stays
+    assert (tmp_path / "jobs" / "mine.sh").exists()  # files of others are kept
     kept = tmp_path / "kept.sh"
     kept.touch()
     (tmp_path / "jobs" / "launch.sh").unlink()
@@ -186,7 +186,7 @@ def test_job_scripts_are_copied_completely_and_only_once(tmp_path, capsys):
     assert main(["jobs", str(tmp_path), "--force"]) == 2 and not kept.stat().st_size
     assert "launch.sh: is a link" in capsys.readouterr().err
     (tmp_path / "jobs" / "launch.sh").unlink()
-    (tmp_path / "jobs" / "train.sbatch").write_text("#!/bin/sh\n")  # somebody else's
+    (tmp_path / "jobs" / "train.sbatch").write_text("#!/bin/sh\n")  # not ours
     assert main(["jobs", str(tmp_path), "--force"]) == 2
     assert (tmp_path / "jobs" / "train.sbatch").read_text() == "#!/bin/sh\n"
     assert "is not a folder of hpcgnn's job scripts" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from hpcgnn.train.config import options, resolve
 
 NONSENSE = ("nan", "inf", "", "1e400", "0x10")
 HOSTILE = (*NONSENSE, "1e308", "-1", "0", str(10**30), "9" * 5000)
-TEXTS = {  # options that are read as text, and then as numbers
+TEXTS = {  # options that are parsed as text first, then as numbers
     "convert": ("--memory", "--split-ratio", "--link-split"),
     "generate": ("--split",),
     "plan": ("--ranks", "--nodes", "--edges", "--features", "--classes", "--memory-per-rank"),
@@ -107,6 +107,6 @@ def test_hostile_numbers_for_options_of_bench(what, capsys):
 
 
 def test_all_verbs_with_numeric_options_are_tested():
-    others = {"train", "bench"}  # above; the rest takes none
+    others = {"train", "bench"}  # see above; the other verbs have no numeric options
     found = {verb for verb in VERBS if numeric_options(verb)}
     assert found - others == set(BASE)

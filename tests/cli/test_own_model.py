@@ -93,7 +93,7 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
         (predict, (part, run, "-o", folder / "p.h5")),
         (train, ("--resume", run)),
         (train, (part, "--run-dir", run, "--resume")),
-    ):  # a file that only a checkpoint or a run directory names
+    ):  # a file named only by a checkpoint or a run directory
         with pytest.raises(
             InputError, match=r"isn't run unless you ask for it: add --model .*net.py:make"
         ):
@@ -232,7 +232,7 @@ def test_settings_given_by_set(comm, folder, mpirun):
         done = mpirun(0, *common, "--run-dir", folder / name, *given, *more)
         assert done.returncode == 0, done.stderr
     found = files.read(folder / "a" / "checkpoints" / "last.h5")
-    assert not found.arrays["model/stack.convs.0.bias"].any()  # a rate of 0
+    assert not found.arrays["model/stack.convs.0.bias"].any()  # a learning rate of 0
     table = mpirun(0, "report", "--text", folder / "a", folder / "b").stdout.splitlines()
     differing = {line.split()[0]: line.split()[1:] for line in table if line}
     assert differing["ema"][1] == "0.5" and differing["monitor"] == ["auto", "loss"]

@@ -182,7 +182,7 @@ def test_the_error_without_parmetis_names_the_other_methods(comm, shared_grid, m
         assert "auto takes kaminpar: ParMETIS can't be used" in capsys.readouterr().out
 
 
-# Debian's Open MPI and PT-Scotch, beside whatever MPI this environment has
+# Debian's Open MPI and PT-Scotch, besides the MPI of this environment
 
 
 def debian(pattern: str) -> str:

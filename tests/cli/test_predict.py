@@ -75,7 +75,7 @@ def test_only_predictions_are_replaced(comm, parts):
             call(comm, predict, parts, "--label-propagation", "-o", output, "--force")
         assert Path(output).read_bytes() == before
     with pytest.raises(InputError, match="is an input of this command"):
-        # Whatever is given as the checkpoint.
+        # Whatever kind of checkpoint is given.
         call(comm, predict, parts, "g.h5", "-o", "g.h5", "--force")
     for output in ("pr.h5", "pr.csv", "pr.npz"):
         call(comm, predict, parts, "--label-propagation", "-o", output)
@@ -168,7 +168,7 @@ def test_a_lack_of_memory_is_explained(comm, parts, monkeypatch, function):
         raise RuntimeError("can't allocate memory: you tried to allocate 8000000000 bytes.")
 
     monkeypatch.setattr(predictions, function, full)
-    # Rank 0 is the one that prints it.
+    # Rank 0 prints it.
     words = r"8\.0 GB of host memory.*hpcgnn plan" if comm.rank == 0 else "memory"
     with pytest.raises(OutOfMemoryError, match=words):
         call(comm, predict, parts, "a/checkpoints/best.h5", "-o", "pr.h5")

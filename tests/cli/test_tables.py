@@ -60,7 +60,7 @@ def test_the_commands_of_the_tables_page_run(comm, shared_path, monkeypatch, cap
     parts = "later.h5" if comm.size == 1 else "later.p.h5"
     for _, name, *arguments in commands:
         verb = import_module(f"hpcgnn.cli.{name}")
-        if name == "predict" and comm.size > 1:  # as the document says of several ranks
+        if name == "predict" and comm.size > 1:  # as the page describes for several ranks
             call(comm, import_module("hpcgnn.cli.partition"), "later.h5", "-o", parts)
         arguments = [parts if a == "later.h5" and name == "predict" else a for a in arguments]
         if verb.PARALLEL:

@@ -135,7 +135,7 @@ def test_every_task_trains_resumes_and_predicts(comm, parts, task):
             assert np.array_equal(file["target_ids"], np.repeat(np.arange(MANY), np.diff(indptr)))
         assert file.attrs["not_finite"] == 0
         found = {name: file[name][()] for name in file}
-    if comm.rank == 0:  # the same on one rank, of a model that any number has trained
+    if comm.rank == 0:  # the same on one rank, for a model trained on any number of ranks
         alone = Communicator(MPI.COMM_SELF)
         call(alone, partition, "bare/graph.h5", "--method", "block", "-o", "alone.p1.h5")
         call(alone, predict, "alone.p1.h5", "run", "--any-graph", "-o", "alone.h5")
@@ -154,7 +154,7 @@ def test_predicted_links_are_the_held_out_ones(comm, parts):
         held_out = graph["edges/split"][()] > 1
         assert np.array_equal(found["source_ids"], graph["edges/indices"][()][held_out])
         assert np.array_equal(found["target_ids"], targets[held_out])
-        # Both directions of an edge are of one split.
+        # Both directions of an edge are in the same split.
         split = graph["edges/split"][()]
         of = dict(zip(zip(graph["edges/indices"], targets, strict=True), split, strict=True))
         assert all(of[b, a] == code for (a, b), code in of.items())

@@ -95,7 +95,7 @@ def test_stopped_and_resumed_runs_give_the_same_result(comm, alone, graph):
     parts = parts_of(comm, graph)
     made = parts.stat().st_mtime_ns
     call(comm, train, graph, *SETTINGS, "--epochs", 10, "--run-dir", "b")
-    assert parts.stat().st_mtime_ns == made  # found and used again
+    assert parts.stat().st_mtime_ns == made  # reused
     if comm.rank == 0:
         shutil.copytree("b", "c")
     comm.barrier()
@@ -116,7 +116,7 @@ def test_training_replaces_only_partitions_that_training_made(comm, graph):
     options = (*SETTINGS, "--epochs", 1)
     if comm.size == 1:
         call(comm, train, graph, *options, "--run-dir", "a")
-        assert not Path("partitions").exists()  # a single rank needs no copy of the graph
+        assert not Path("partitions").exists()  # a single rank needs no partition file
         return
 
     def change(path: Path, content: bytes) -> None:
@@ -133,7 +133,7 @@ def test_training_replaces_only_partitions_that_training_made(comm, graph):
         write(graph, NUM_NODES, 200, seed=2)
     comm.barrier()
     call(comm, train, graph, *options, "--run-dir", "b")
-    assert parts.read_bytes() != first  # made again for the graph that has changed
+    assert parts.read_bytes() != first  # partitioned again, since the graph has changed
     for content in (Path("by_hand.h5").read_bytes(), former, b"precious"):
         change(parts, content)
         with pytest.raises(InputError, match="is not a partition of this graph made by training"):

@@ -38,7 +38,7 @@ class Watched:
 
     def _note(self, kind: str, buffer, request):
         self.empty_messages += len(buffer) == 0 and int(kind.split()[1]) in TAGS.values()
-        # The ring nulls what it has seen finish, so that this looks at requests and moves none.
+        # The ring clears finished requests, so this inspects requests without progressing any.
         self.open[kind] = [r for r in self.open.get(kind, []) if r != type(r)()] + [request]
         self.most[kind] = max(self.most[kind], len(self.open[kind]))
         return request

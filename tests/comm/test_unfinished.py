@@ -87,7 +87,7 @@ def test_ranks_recover_after_failing_at_different_messages(
     first, layer.calls = 1 + min(later * comm.rank, layer.calls - 1), 0
     layer.fails_at = first
     attempt(lambda: y.sum().backward() if backward else layer(graph, x))
-    attempt(lambda: comm.barrier())  # all hear here if some had nothing to do and didn't fail
+    attempt(lambda: comm.barrier())  # informs ranks that had nothing to do and didn't fail
     layer.fails_at = 0
     check(graph, whole, layer)
 
@@ -226,7 +226,7 @@ def test_a_rank_that_refuses_operations_informs_waiting_ranks(impatient, monkeyp
         with monkeypatch.context() as patched:
             patched.setattr(impatient._waiter, "any", broken)
             assert isinstance(attempt(lambda: impatient.barrier("roll call")), ValueError)
-    for _ in range(2):  # the first may have come to its end
+    for _ in range(2):  # the first may have completed
         error = attempt(lambda: impatient.barrier("roll call"))
     assert "'roll call' was interrupted by ValueError" in str(error)
     assert impatient.rank == 0 or "rank 0 can't continue" in str(error)
@@ -280,7 +280,7 @@ def test_short_messages_for_a_late_rank_wait_at_their_senders(comm, kind):
         for _ in Exchange(ring, outgoing, incoming, width, torch.float32):
             pass
 
-    exchange(20)  # MPI's own memory for each pair of ranks is taken at first use
+    exchange(20)  # MPI allocates memory for each pair of ranks at first use
     comm.barrier()
     grown = 0
     if comm.rank == comm.size - 1:

@@ -41,4 +41,4 @@ def test_results_and_errors_arrive_in_order(comm):
             next(results)
         with pytest.raises(KeyError if comm.size == 1 else HpcgnnError, match="thirteen"):
             list(workers.map(squared, [13]))
-        next(workers.map(squared, range(1, 6)))  # the rest is never asked for
+        next(workers.map(squared, range(1, 6)))  # the rest is never requested

@@ -79,7 +79,7 @@ def test_mpiexec_of_another_mpi_is_reported(python, rank):
     env = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": "4"}
     outcome = python(0, "-c", PARALLEL, env=env)
     assert outcome.status == 2 and outcome.out == ""
-    (line,) = outcome.errors  # rank 1 speaks where rank 0 hasn't ended the job by then
+    (line,) = outcome.errors  # rank 1 reports if rank 0 hasn't ended the job by then
     told = "mpiexec or srun started 4 processes, but MPI sees one: mpi4py uses"
     assert told in line and line.startswith("hpcgnn: error: rank 1 (") == (rank == "1")
 

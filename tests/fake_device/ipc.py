@@ -119,7 +119,7 @@ class FakeRuntime:
     def _unmap(self, address: int, opened: bool) -> None:
         held = self._mapped.pop(address)
         assert held.opened is opened
-        os.close(held.descriptor)  # tensors over it may still be there: the pages stay theirs
+        os.close(held.descriptor)  # tensors may still view it: they keep the pages
 
 
 class HostMemory(CudaMemory):

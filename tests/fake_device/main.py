@@ -32,7 +32,7 @@ from tests.kernels.emulator import Emulator  # noqa: E402
 from tests.standing_job import serve  # noqa: E402
 from tests.train import several_commands  # noqa: E402
 
-USED = 1 << 20  # bytes the device says are in use
+USED = 1 << 20  # bytes that the device reports as in use
 
 
 class Event:
@@ -124,7 +124,7 @@ def emulate(emulator: Emulator) -> None:
 def start() -> None:
     """Provide the device from now on; enter `FakeDevice` to use it."""
     replace_torch_cuda()
-    interior.SLICE, interior.MOST = 1, 2  # however little a graph of a test has to do
+    interior.SLICE, interior.MOST = 1, 2  # even for the small graphs of a test
     emulate(Emulator(Path(os.environ[device_guard.VARIABLE]).parent))
 
 

@@ -59,8 +59,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 MODES = ("sar", "sa", "oneshot")
 NARROW, WIDE = 5, 64
-SMALL, LARGE = 4096, 65536  # bytes for messages: of wide rows a few to each, and all
-MOST_LAUNCHES = {"gat": (3, 8), "gatv2": (3, 8)}  # of a message, forward and backward
+SMALL, LARGE = 4096, 65536  # bytes for messages: a few wide rows to each rank, and all
+MOST_LAUNCHES = {"gat": (3, 8), "gatv2": (3, 8)}  # per message, forward and backward
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Epochs:
         self.graph.ring.send = self._counted  # type: ignore[method-assign]
 
     def _counted(self, *given: Any) -> Any:
-        self.messages += given[-1] == _DATA_TAG  # replies belong to what they answer
+        self.messages += given[-1] == _DATA_TAG  # replies count with the messages that they answer
         return Ring.send(self.graph.ring, *given)
 
     def run(self) -> list[tuple[int, int]]:

@@ -88,7 +88,7 @@ class FakeDevice(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch loads its compiler, which takes seconds in each process
+        return False  # otherwise torch loads its compiler, which takes seconds in each process
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})

@@ -13,7 +13,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.train.checkpoint.file import read
 
 EPOCHS = 8
-STOPS = ("SIGTERM", "SIGUSR1")  # on which training agrees to stop
+STOPS = ("SIGTERM", "SIGUSR1")  # at which training agrees to stop
 SOON, SOON_STOPPED = 30.0, 60.0
 RESULTS = {
     "convert": ("graph.h5",),
@@ -60,7 +60,7 @@ def judge_end(fault: Fault, status: int, seconds: float, folder: Path) -> list[s
     requeue = (folder / fault.model / "REQUEUE").exists()
     if stops and (status != 0 or done == requeue):
         problems.append(f"an agreed stop ended with status {status}, REQUEUE {requeue}: {errors}")
-    # The signal may come to a rank when it has nothing more to do for the job.
+    # The signal may reach a rank when it has nothing more to do for the job.
     if not stops and status == 0 and not _complete(fault, folder):
         problems.append(f"status 0 after {fault.signal}")
     return problems
@@ -68,7 +68,7 @@ def judge_end(fault: Fault, status: int, seconds: float, folder: Path) -> list[s
 
 def _complete(fault: Fault, folder: Path) -> bool:
     text = (folder / "stdout").read_text()
-    if fault.verb == "convert":  # one process works
+    if fault.verb == "convert":  # only one process works
         return fault.rank != 0
     return "peak memory above imports" in text or "predictions of" in text or " 2 parts in " in text
 

@@ -26,7 +26,7 @@ def test_memory_is_reused_once_unreferenced(dtype):
     place, row, leaf = x.data_ptr(), x[5], x.requires_grad_()
     y = (leaf * 2).sum()
     del x, leaf
-    assert arrays.unused_bytes == 0  # a row, and autograd, hold it
+    assert arrays.unused_bytes == 0  # a row and autograd still reference it
     del row, y
     gc.collect()
     assert arrays.unused_bytes == 2 * MEGA

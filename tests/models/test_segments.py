@@ -50,7 +50,7 @@ def trained(comm, name: str, *, recompute: bool = False, keep_in: str = "fp32") 
     graph.set_epoch(7)
     model = build_model(model_settings, graph, 3, seed=1)
     loss = ModelCall(model, graph, "fp32", keep_in).training_output().square().sum()
-    graph.set_epoch(8)  # what is computed again has the masks of its own epoch
+    graph.set_epoch(8)  # recomputation uses the masks of its own epoch
     loss.backward()
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return loss.detach(), torch.cat(grads), [buffer.clone() for buffer in model.buffers()]
@@ -99,9 +99,9 @@ class Arrays(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("kind", "layers", "settings", "arrays"),
     [
-        # Hidden arrays of 4 bytes a number that are kept for backward, the output's layer included.
+        # Hidden float32 arrays that are kept for backward, including the output layer's.
         ("sage", 5, {}, 4.0),
-        ("sage", 5, {"recompute": True}, 2.0),  # in twos
+        ("sage", 5, {"recompute": True}, 2.0),  # in pairs of layers
         ("sage", 5, {"keep_in": "bf16"}, 2.0),
         ("sage", 5, {"recompute": True, "keep_in": "bf16"}, 1.0),
         ("gat", 3, {}, 2.0),
@@ -124,7 +124,7 @@ def test_arrays_kept_for_backward(comm, kind, layers, settings, arrays):
     graph = replace(graph, execution=replace(graph.execution, together=together))
     model = build_model(model_settings, graph, 3, seed=1)
     call = ModelCall(model, graph, "fp32", keep_in)
-    call.training_output()  # what is made at first use
+    call.training_output()  # arrays that are made at first use
     graph.execution.newest = None
     known = (graph.features, graph.node_ids, *model.parameters())
     with Arrays(*known) as found:

@@ -177,7 +177,7 @@ def relational(num_nodes: int, num_edges: int, owner: np.ndarray) -> Whole:
 
 @pytest.mark.parametrize(
     ("num_bases", "aggr", "width", "num_nodes", "num_edges"),
-    [  # Every two values together: each is read in a place of its own.
+    [  # Every pair of values occurs together, since each is read in a different place.
         (None, "mean", 3, 9, 24),
         (2, "sum", 8, 9, 24),
         (None, "sum", 8, 40, 150),

@@ -13,7 +13,7 @@ from hpcgnn.nn.linear import Embedding
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
-WIDE = 300  # a layer of so many is more than a bucket
+WIDE = 300  # a layer of this width exceeds a bucket
 
 
 class Deep(torch.nn.Module):
@@ -63,7 +63,7 @@ def test_buckets_give_the_same_bits_as_one_message(comm, graph):
         other(graph, comm.rank).backward()
         assert add_up(list(other.parameters()), comm)
         assert all(map(torch.equal, gradients(model), gradients(other)))
-    # Rank 0 has sent three layers before the first one is reached; others lack one and wait.
+    # Rank 0 has sent three layers before it reaches the first; the others lack one and wait.
     assert comm.size == 1 or begun == ([3, 3] if comm.rank == 0 else [0, 0])
 
 

@@ -37,7 +37,7 @@ def test_mask_depends_on_its_key_and_never_on_the_partition(comm, graph):
     assert torch.equal(first, mask(distribute(random_graph(COUNT, 300), comm, everything_on_last)))
     for other in ({"seed": 1}, {"epoch": 2}, {"layer": 2}):
         agreement = float((mask(graph, **other) == first).float().mean())
-        assert abs(agreement - (0.4**2 + 0.6**2)) < 0.03  # as of independent masks
+        assert abs(agreement - (0.4**2 + 0.6**2)) < 0.03  # as for independent masks
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -105,7 +105,7 @@ def test_sparse_dropout(comm, graph):
     other.set_epoch(6)
     again = collect(other, as_dense(sparse_dropout(other, some_sparse(other)[1], 0.25)))
     assert torch.equal(again, found)
-    # The transposed copy, which gradients are computed from, is thinned alike.
+    # The transposed copy, from which gradients are computed, is masked in the same way.
     layer = Linear(WIDTH, 2)
     layer(thinned).sum().backward()
     torch.testing.assert_close(layer.weight.grad, as_dense(thinned).sum(0).expand(2, -1))

@@ -65,7 +65,7 @@ def test_a_forgotten_seed_is_found_at_the_first_call(comm, seeded, capfd):
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
     if seeded or comm.size == 1:
         hpcgnn.sum_gradients(model, comm)
-        model[1].weight.data += comm.rank  # no longer its business
+        model[1].weight.data += comm.rank  # no longer checked
         hpcgnn.sum_gradients(model, comm)
         said = "0 (BatchNorm1d) normalises over the nodes of one rank only"
         assert capfd.readouterr().err.count(said) == (comm.rank == 0 and comm.size > 1)

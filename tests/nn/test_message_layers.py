@@ -35,7 +35,7 @@ def deep(lib, block: str, kind: str, **options):
     return lib.DeepGCNLayer(conv, norm(lib, kind), torch.nn.ReLU(), block=block)
 
 
-# What PyTorch Geometric's layer is given beside x and the edges: r relations, f edge features.
+# Inputs of PyTorch Geometric's layer besides x and the edges: r relations, f edge features.
 LAYERS: dict[str, tuple[str, Make]] = {
     "transformer": ("", lambda lib: lib.TransformerConv(5, 4, heads=2)),
     "transformer edges": ("f", lambda lib: lib.TransformerConv(5, 4, heads=2, edge_dim=3)),
@@ -141,7 +141,7 @@ def test_layer_in_every_mode(comm, pyg, name):
     needs, make = LAYERS[name]
     torch.manual_seed(1)
     theirs, ours = make(pyg), make(nn)
-    for key in ("w", "l1", "b1", "l2", "b2"):  # some of which PyTorch Geometric leaves undrawn
+    for key in ("w", "l1", "b1", "l2", "b2"):  # PyTorch Geometric doesn't draw all of them
         if hasattr(theirs, key):
             torch.nn.init.uniform_(getattr(theirs, key), 0.1, 1)
     few = MODES if name in ONE_OF_A_KIND else ["sar", "sa"]

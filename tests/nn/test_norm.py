@@ -55,7 +55,7 @@ def test_norms_agree_with_dense_computation(comm, graph, kind, offset):
     x = torch.randn(COUNT, WIDTH, generator=generator) + offset
     weights = torch.randn(COUNT, WIDTH, generator=generator)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if not offset else {"rtol": 1e-3, "atol": 2e-4}
-    for _ in range(2):  # running statistics move twice
+    for _ in range(2):  # running statistics are updated twice
         x_theirs = x.double().requires_grad_()
         y_theirs = theirs(x_theirs)
         theirs.zero_grad()

@@ -99,7 +99,7 @@ def test_layers_in_bfloat16_are_close_and_send_half_the_bytes(comm, name, mode):
     short_, sent_short = run(model, graph, whole, "bf16")
     assert all(value.dtype == torch.float32 for value in short_.values())
     assert not far_ones(short_, exact, 0.1)
-    # Products may stay in float32; GATv2 and maxima then round what is sent alone.
+    # Products may stay in float32; GATv2 and maxima then round only messages.
     assert comm.size == 1 or not torch.equal(short_["y"], exact["y"])
     assert sent_short < 0.65 * sent or comm.size == 1
 

@@ -16,7 +16,7 @@ from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.partition.pyparmetis import binding, shared_library
 from tests.partition.slabs import grid_edges, slab_of
 
-# Refuses input and reports cuts just as ParMETIS does, for one part only.
+# Refuses input and reports cuts as ParMETIS does, for one part only.
 STAND_IN = """
 #include <stdint.h>
 int ParMETIS_V3_PartKway(IDX *vtxdist, IDX *xadj, IDX *adjncy, IDX *vwgt, IDX *adjwgt,

@@ -44,7 +44,7 @@ def test_streaming_finds_communities_window_by_window(comm, communities, all_on,
     owner = everywhere(comm, assign(comm, "streaming", problem))
     assert max(sizes, default=0) <= MOST
     cut = (owner[communities[0]] != owner[communities[1]]).mean()
-    assert cut < 0.35  # 0.75 at random, 0.15 of the planted ones in pairs
+    assert cut < 0.35  # 0.75 for random parts, 0.15 for pairs of planted communities
     cost = 10 + np.bincount(communities[1], minlength=NODES)
     load = np.bincount(owner, weights=cost, minlength=4)
     assert load.max() <= 1.06 * load.mean()

@@ -136,7 +136,7 @@ def test_only_our_own_pages_are_replaced_and_elsewhere_only_by_force(tmp_path, c
     monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [])  # takes seconds each time
     folder, out = write_run(tmp_path / "run"), tmp_path / "out"
     assert main.main(["report", str(folder)]) == 0
-    assert main.main(["report", str(folder)]) == 0  # the run's own is made anew
+    assert main.main(["report", str(folder)]) == 0  # the run's own report is replaced
     asked = ["report", str(folder), "-o", str(out)]
     assert main.main(asked) == 0
     assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
@@ -161,7 +161,7 @@ def test_a_name_that_ends_in_html_names_the_page_itself(tmp_path, capsys, monkey
     monkeypatch.setattr("webbrowser.open", opened.append)
     asked = ["report", str(folder), "-o", str(out)]
     assert main.main([*asked, "--open"]) == 0 and opened == [out.as_uri()]
-    assert "no browser was found" in capsys.readouterr().err  # append gives None
+    assert "no browser was found" in capsys.readouterr().err  # append returns None
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
     assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
     out.write_text("<html>mine</html>")
@@ -193,7 +193,7 @@ def test_parts_of_an_epoch_add_up_to_it(tmp_path):
         parts = per_epoch(record)
         assert sum(parts.values()) == pytest.approx(1.25)  # with the checkpoint
         assert min(parts.values()) >= 0 and parts["reduce"] == 0.1 and parts["evaluate"] == 0.15
-        # Of what is waited and packed, 0.7 of 0.85 seconds are the passes' share.
+        # Of 0.85 seconds of waiting and packing, 0.7 belong to the passes.
         assert parts["wait"] == pytest.approx(0.2 * 0.7 / 0.85)
     ranks = per_rank(run)
     totals = [sum(ranks[part][rank] for part in ranks) for rank in range(RANKS)]
@@ -239,7 +239,7 @@ def test_one_epoch_is_a_point_and_similar_losses_have_plain_tick_labels(tmp_path
     (folder / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1]}\n{json.dumps(least)}\n")
     axes = draw([read_run(folder)], "auc")[0].figure.axes[0]
     (low, high), ticks = axes.get_ylim(), axes.get_yticks()
-    assert 4 <= sum(low <= tick <= high for tick in ticks) <= 10  # more would touch each other
+    assert 4 <= sum(low <= tick <= high for tick in ticks) <= 10  # more labels would overlap
 
 
 def test_wide_tables_name_their_cells(tmp_path):
@@ -277,7 +277,7 @@ def test_figures_are_large_enough_in_a_browser(reported, tmp_path):
 
 def test_curves_show_where_a_run_was_resumed(tmp_path):
     run = write_run(tmp_path / "run")
-    starts = [(0, 3), (2, 3), (1, 3), (2, 4), (3, 8)]  # one fell back, one trained nothing yet
+    starts = [(0, 3), (2, 3), (1, 3), (2, 4), (3, 8)]  # one went back, one hasn't trained
     lines = [json.dumps({"from_epoch": epoch, "ranks": ranks}) for epoch, ranks in starts]
     (run / "starts.jsonl").write_text("\n".join(lines))
     drawings = {drawing.name: drawing for drawing in draw([read_run(run)], "accuracy")}

@@ -71,7 +71,7 @@ def test_every_function_refuses_second_derivatives():
                 if isinstance(value, type) and issubclass(value, torch.autograd.Function):
                     functions.add(value)
     functions -= {_Refusal, torch.autograd.Function}
-    functions -= {_DenseLinear, _LayerNorm}  # these have one, see test_hubs.py
+    functions -= {_DenseLinear, _LayerNorm}  # these have second derivatives, see test_hubs.py
     assert len(functions) >= 12
     assert all(hasattr(function.backward, "__wrapped__") for function in functions), functions
 
@@ -133,11 +133,11 @@ def test_captured_tensors_get_gradients(comm, graph, mode):
     weights = torch.randn(graph.num_local_nodes, WIDTH)
     leaves = [x, context, factor, *layer.parameters()]
     y = layer(graph, x)
-    layer(graph, 2 * x)  # another gate, before the first one's backward
+    layer(graph, 2 * x)  # another gate, before the backward pass of the first
     found = torch.autograd.grad((y * weights).sum(), leaves)
     gate = torch.sigmoid(layer.lin(context))
     sums = neighbour_sum(graph, x, weighted=False)
-    # d/dgate lies with the edges' sources at the destinations' owner, as the sum does.
+    # d/dgate is with the edges' sources at the owner of the destinations, as is the sum.
     expected = torch.autograd.grad((sums * gate * factor * weights).sum(), leaves)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -234,9 +234,9 @@ def test_cached_sums_are_recomputed_when_the_features_change(comm, graph, name):
     graph = replace(graph, features=graph.features * 2)
     check()
     if comm.rank == 0:
-        graph.features.mul_(3)  # on this rank alone
+        graph.features.mul_(3)  # only on this rank
     check()
-    if comm.rank == 0:  # ways that torch doesn't count
+    if comm.rank == 0:  # ways that torch's version counter doesn't notice
         graph.features.data.mul_(2)
     check()
     graph.features.numpy()[:] += 1
@@ -303,7 +303,7 @@ def test_references_to_a_gradient_are_detected(comm):
     assert not told(hooked)
     held.clear()
     z = Told.apply(x, [])
-    assert not told(lambda y: (y + z).square().sum())  # the sum hands both the same
+    assert not told(lambda y: (y + z).square().sum())  # the sum passes the same gradient to both
 
 
 class ToldOfSaved(torch.autograd.Function):

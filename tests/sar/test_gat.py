@@ -28,7 +28,7 @@ def test_the_last_layer_and_a_wide_one_before_it_reuse_their_products(comm, monk
     graph = distribute(random_graph(40, 160, width=6), comm)
     torch.manual_seed(0)
     model = Stack(6, 8, outputs, 3, three_layers)
-    wide = outputs == 4  # the second layer, of 8 columns, which are twice as many
+    wide = outputs == 4  # the second layer, whose 8 columns are twice as many
     made, again = [], []
 
     def scored_product(x, weight, dtype, arrays, *vectors):
@@ -170,7 +170,7 @@ def test_gradients_computed_head_by_head(comm, edge_width, precision, monkeypatc
         monkeypatch.setattr(gat, "_WIDE", 1)
         layer.zero_grad()
         x = graph.features.clone().requires_grad_()
-        graph.execution.kept = Kept([])  # as while memory is to be spared
+        graph.execution.kept = Kept([])  # as when memory is saved
         with torch.autocast("cpu", precision, enabled=precision is not None):
             y = layer(graph, x, then=dropout.rectifier(graph))
         graph.execution.newest = graph.execution.kept = None

@@ -19,7 +19,7 @@ from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
 from hpcgnn.sar.products import product_of_rows
 from tests.graphs import collect, distribute, local, random_graph
 
-PARTS, LIMIT = 4000, 1e-6  # where float32 alone is off by 1e-4 to 1e-3
+PARTS, LIMIT = 4000, 1e-6  # where plain float32 has errors of 1e-4 to 1e-3
 HUB, ORDINARY = 1, 2
 TIMES = torch.tensor([3, PARTS, hubs.MANY])
 
@@ -126,7 +126,7 @@ def test_weights_of_very_many_equal_rows_stay_exact(comm, name):
     largest = max(float(grad.abs().max()) for grad in exact.values())
     for parameter, grad in gradients(layer, x).items():
         scale = float(exact[parameter].abs().max())
-        if scale > 1e-3 * largest:  # else it cancels
+        if scale > 1e-3 * largest:  # otherwise it cancels
             assert float((grad - exact[parameter]).abs().max()) < 1e-5 * scale, parameter
 
 

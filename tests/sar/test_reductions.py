@@ -51,6 +51,6 @@ def test_ties_are_counted_beyond_what_float32_can():
     best = reductions.make("max", torch.zeros(1, 1))
     rows, m = torch.zeros(1, dtype=torch.int64), torch.ones(1, 1)
     best.add(rows, m, None)
-    best.ties_NG += 1 << 24  # as many edges as before
+    best.ties_NG += 1 << 24  # as if so many edges had come before
     best.add(rows, m, None)
     assert best.ties_NG.item() == (1 << 24) + 2

@@ -207,7 +207,7 @@ def test_messages_progress_between_pieces_of_work(comm, monkeypatch, name, mode)
     returns = mode != "sar" and name in KEPT
     backward = len(events) - events[::-1].index("begin") - 1
     worked_on = [event for event in events if event not in ("packed", "sent")]
-    if returns:  # and what arrives is but added
+    if returns:  # and what arrives is only added
         worked_on = [
             event
             for place, event in enumerate(events)

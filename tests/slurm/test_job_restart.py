@@ -20,7 +20,7 @@ TRAIN = Path(__file__).parents[2] / "jobs" / "train.sbatch"
 Mpirun = Callable[..., subprocess.CompletedProcess[str]]
 Partition = Callable[[int], Path]
 EPOCHS, HELD = 12, 7
-# Whatever the machine does beside: the ranks of a job go on when a signal has reached them.
+# On a busy machine too: the ranks of a job continue only after a signal has reached them.
 MODEL = f"""
 import os, signal, time
 import torch
@@ -80,7 +80,7 @@ def partition(mpirun: Mpirun, folder: Path) -> Partition:
 
 @pytest.fixture
 def options(folder: Path) -> list[object]:
-    # --time-margin 0: training must heed the signal, not its own watch on the time limit.
+    # --time-margin 0: training must react to the signal, not to its own check of the time limit.
     more = ["--checkpoint-every", 4, "--epochs", EPOCHS, "--time-margin", 0]
     return ["--model", f"{folder / 'net.py'}:Net", *more]
 
@@ -171,7 +171,7 @@ def test_a_job_resumes_after_its_time_limit(
     run_dir, limit = tmp_path / "run", ["--ntasks=2", "--time=60", "--signal=B:USR1@600"]
     job = slurm.submit(*limit, TRAIN, partition(2), *options, "--run-dir", run_dir, cwd=tmp_path)
     _wait_until_held(run_dir)
-    # Its signal is due at once, and comes when Slurm next looks at time limits, every 30 s.
+    # Its signal is due at once, and comes when Slurm next checks time limits, every 30 s.
     slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=9")
     slurm.wait(job, "PENDING")
     assert f"stopping after epoch {HELD}: SIGUSR1" in slurm.log(job)

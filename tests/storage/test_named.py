@@ -63,7 +63,7 @@ def everything(symmetric: bool) -> tuple[Whole, dict]:
     rng = np.random.default_rng(5)
     whole = random_graph(N, E, edge_width=1, symmetric=symmetric)
     edges = len(whole.source)
-    whole.edge_features = np.arange(edges, dtype=np.float32)[:, None]  # tells edges apart
+    whole.edge_features = np.arange(edges, dtype=np.float32)[:, None]  # distinguishes edges
     labels = rng.normal(size=(N, 3)).astype(np.float32)
     labels[4, 1] = NAN
     return whole, {

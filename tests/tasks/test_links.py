@@ -24,7 +24,7 @@ from tests.graphs import collect, distribute, local, random_graph
 pytestmark = pytest.mark.mpi
 WHOLE = random_graph(40, 150, seed=9)
 KEYS = WHOLE.target * 40 + WHOLE.source
-SPLIT = (KEYS % 7 % 4).astype(np.int8)  # parallel edges alike
+SPLIT = (KEYS % 7 % 4).astype(np.int8)  # parallel edges in the same way
 ORDER = np.lexsort((WHOLE.source, WHOLE.target))
 
 
@@ -59,7 +59,7 @@ def test_negative_pairs_do_not_depend_on_the_ranks(comm):
         assert (drawn[:, k] != source).all()
     assert drawn.min() == 0 and drawn.max() == 39
     assert (drawn != all_draws(comm, graph, 4, epoch=4)).any()
-    # The same whatever the ranks and the partition: compared with all nodes on rank 0.
+    # The same for any ranks and partition: compared with all nodes on rank 0.
     other = distribute(WHOLE, comm, np.zeros(40, np.int32))
     assert np.array_equal(all_draws(comm, other, 4, epoch=3), drawn)
 
@@ -104,7 +104,7 @@ def test_loss_and_metrics(comm, decoder):
     found = task.metrics(graph, own.detach(), task.targets(graph, "valid"), "valid")
     above, others = (s.detach().numpy() for s in scores(split == 2, all_draws(comm, full, 5, 0)))
     ranks = 0.5 * ((others > above[:, None]).sum(1) + (others >= above[:, None]).sum(1)) + 1
-    # A product is the same both ways round, but for rounding, which then decides between equals.
+    # A product is the same in both orders except for rounding, which decides between ties.
     near = {"rtol": 1e-6} if decoder == "dot" else {"atol": 5e-3}
     np.testing.assert_allclose(found["mrr"], (1 / ranks).mean(), **near)
     bar = np.sort(others.ravel())[-4]

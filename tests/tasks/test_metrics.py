@@ -199,6 +199,6 @@ def test_a_nan_score_anywhere_leaves_every_metric_undefined(comm):
         assert math.isnan(function(comm, scores, labels))
     for function in (metrics.accuracy, metrics.class_f1):
         assert math.isnan(function(comm, scores, labels[:, 1].long()))
-    labels[2, 1] = -1  # the label is not known: nothing is asked of this score
+    labels[2, 1] = -1  # the label is unknown, so this score is ignored
     for function in (auc, metrics.micro_f1, metrics.macro_f1):
         assert not math.isnan(function(comm, scores, labels))

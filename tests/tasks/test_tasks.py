@@ -248,7 +248,7 @@ def test_edges(comm, kind):
         "edge-labels": lambda: ("f1", truth.f1_score(labels[valid], guess > 0, average="micro")),
     }[kind]()
     np.testing.assert_allclose(found[2][name], score, rtol=1e-5)
-    # What is written of them: every edge, numbered in the order of the file.
+    # Predictions are written for every edge, numbered in the order of the file.
     rows = task.pairs(graph, local(graph, torch.from_numpy(output.astype(np.float32))))
     order = np.lexsort((WHOLE.source, WHOLE.target))
     (written,) = (v for k, v in rows.rows.items() if k in ("values", "probabilities"))

@@ -24,7 +24,7 @@ from tests.graphs import distribute, local, random_graph
 
 TABLE = Path(__file__).with_suffix(".json")
 RANKS = (1, 2, 3)
-NUM_NODES, NUM_EDGES = 83, 300  # no multiple of anything
+NUM_NODES, NUM_EDGES = 83, 300  # not a multiple of anything
 COMMON = {
     "layers": 3,
     "hidden": 8,
@@ -36,7 +36,7 @@ COMMON = {
     "seed": 3,
 }
 
-# Name: (settings, the graph's arguments, how its features lie)
+# Name: (settings, the graph's arguments, form of its features)
 RUNS: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
     "gcn": ({"model": "gcn", "norm": "batch"}, {"weighted": True}, "dense"),
     "gcn wide": ({"model": "gcn", "mode": "oneshot", "weight_decay": 1e-3}, {}, "dense"),

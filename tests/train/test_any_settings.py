@@ -87,7 +87,7 @@ class Draw:
         )
         if self.sparse:
             whole.features[self.rng.random(whole.features.shape) < 0.6] = 0
-        if self.chance(0.7):  # few targets, so that pruning finds something to leave out
+        if self.chance(0.7):  # few targets, so that there is something to prune
             whole.split[whole.split == 1] = 2
         whole.split[self.rng.integers(nodes)] = 1
         whole.labels[self.rng.random(nodes) < 0.1] = -1

@@ -39,7 +39,7 @@ def test_the_layer_and_rank_of_the_first_nan_are_named(comm, shared_path, layer)
     assert text.startswith(f"the loss is nan in epoch 3, first in layer {layer} (stack.convs.")
     assert text.endswith(f"; lower --lr; last good checkpoint: {checkpoint}")
     ranks = re.search(r" on ranks? ([\d, ]+)", text).group(1).split(", ")
-    assert str(last) in ranks or " more" in text  # four ranks are named at most
+    assert str(last) in ranks or " more" in text  # at most four ranks are named
 
 
 @pytest.mark.parametrize("model", [{"embedding": 3}, {}], ids=str)

@@ -127,7 +127,7 @@ def test_a_validation_loss_needs_labels_but_no_metric(comm, shared_path):
         assert not (shared_path / "none" / "checkpoints" / "best.h5").exists()
     with pytest.raises(InputError, match="nodes whose valid_loss is defined"):
         train(comm, shared_path / "x", valid=False, patience=2, **given)
-    # One class alone has no ROC AUC, and a loss.
+    # A single class has a loss but no ROC AUC.
     classes = {"changes": [("num_classes", 2)], "metric": "auc", "labels": 1}
     trainer = train(comm, shared_path / "auc", **classes, **given | {"patience": 1, "epochs": 9})
     assert (trainer.epoch, trainer.progress.best_epoch) == (2, 1)

@@ -9,8 +9,8 @@ import pytest
 from tests.train.golden_losses import RANKS, RUNS, TABLE, losses, machine
 
 pytestmark = pytest.mark.mpi
-# Products round differently elsewhere: those of bfloat16 much more so, and Adam's first steps take
-# a gradient near 0 for as much as any other (GATv2: 2.6e-6 on an Intel Xeon).
+# Products round differently elsewhere, bfloat16 much more so, and Adam's first steps treat
+# a gradient near 0 like any other (GATv2: 2.6e-6 on an Intel Xeon).
 ELSEWHERE = {"sage bf16": 1e-2, "gatv2": 1e-5}
 
 

@@ -237,7 +237,7 @@ def test_sharded_checkpoints_are_retried_by_all_ranks(comm, shared_path, monkeyp
 
     store = CheckpointStore(shared_path, comm, keep=2)
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "publish", refuse)  # only rank 0 comes to it
+        patch.setattr(atomic, "publish", refuse)  # only rank 0 reaches it
         store.save(checkpoint(3), best=True)
     assert "no space" in store.failure()
     store.save(checkpoint(5))

@@ -95,7 +95,7 @@ def train(comm, folder, *, kind="plateau", dropout=0.0, mode="sar", **given):
     """Return records by epoch and all numbers of every rank; weights differ at first."""
     graph = part(comm, mode)
     torch.manual_seed(comm.rank + given.get("epochs", 8))
-    width = 0 if kind == "adafactor" else 3  # which keeps something of all rows together
+    width = 0 if kind == "adafactor" else 3  # which keeps state over all rows together
     model = hpcgnn.convert_norms(Net(graph, dropout, width), graph)
     if comm.rank == 0:  # the only weights that count, whatever the seed was
         with torch.random.fork_rng():
@@ -235,7 +235,7 @@ class Values:
 
     def loss(self, graph, output, rows):
         if len(rows) == 0:
-            return torch.tensor(0.0)  # of no output, on a rank without targets
+            return torch.tensor(0.0)  # of an empty output, on a rank without targets
         wanted = graph.features[rows, 0]
         return ((output[:, 0] - wanted) ** 2).sum() / 10
 

@@ -26,7 +26,7 @@ def test_the_profile_shows_ring_and_kernels_of_the_requested_epochs(comm, shared
     trace = json.loads((shared_path / f"rank-{comm.rank:05d}.json").read_text())
     names = {event.get("name", "") for event in trace["traceEvents"]}
     assert "kernel spmm" in names or not len(graph.labels)
-    # Where messages arrive in time nobody waits: only what is packed is certain.
+    # Ranks do not wait for messages that arrive in time: only packing is certain.
     packs = any(name.startswith("ring pack: sum forward") for name in names)
     assert packs == any(len(rows) for rows in graph.in_edges.send_rows)
 

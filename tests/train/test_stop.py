@@ -85,7 +85,7 @@ def test_two_presses_during_one_library_call_count_as_two(monkeypatch):
             pressing = subprocess.Popen(["sh", "-c", twice])
             pressing_ends = time.monotonic() + 20
             while pressing.poll() is None and time.monotonic() < pressing_ends:
-                sum(range(20_000_000))  # asks for no signals
+                sum(range(20_000_000))  # requests no signals
     finally:
         pressing.wait()
         signal.signal(signal.SIGINT, former)

@@ -36,7 +36,7 @@ def path(tmp_path):
 
 def test_records_lost_to_a_full_disk_are_written_once_there_is_space(path, capfd):
     journal = Journal(path, 0)
-    journal.write(record(1, more="x" * 4000))  # the messages captured below are files, too
+    journal.write(record(1, more="x" * 4000))  # captured messages are files too
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
     try:

@@ -44,7 +44,7 @@ def test_a_rank_that_leaves_the_program_ends_the_others(python):
 def test_scripts_that_finish_on_all_ranks_end_normally(python):
     outcome = python(3, "-c", SCRIPT.format(fault="import time; time.sleep(0.5)"))
     assert (outcome.status, outcome.err) == (0, "")
-    assert sorted(outcome.out) == sorted("fine\n" * 3)  # the launcher may mix what ranks say
+    assert sorted(outcome.out) == sorted("fine\n" * 3)  # the launcher may mix the output of ranks
 
 
 def test_an_exception_before_our_communicator_exists_ends_a_script(python):

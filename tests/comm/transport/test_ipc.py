@@ -51,7 +51,7 @@ def test_replaced_memory_is_freed_when_all_ranks_have_closed_it(comm):
         assert runtime.taken == 0
         return
     assert runtime.taken == 3 and runtime.early == 0
-    assert runtime.held == 1 + (comm.size - 1)  # its own, and one of each neighbour
+    assert runtime.held == 1 + (comm.size - 1)  # its own, and one per neighbour
     assert runtime.opened == 3 * (comm.size - 1)
     moved = 2 * 2 * sum(sizes) * 256 * (comm.size - 1)
     assert ring.bytes_sent == moved and runtime.copied == 2 * moved  # read again, to compare

@@ -182,7 +182,7 @@ def _check_nodes(graph, part):
     assert sum(map(len, nodes.typed_features.values())) == len(ids)
 
 
-ATTRIBUTES = [(), ("weight",), ("relation", "weight", "features")]  # in the order of ties
+ATTRIBUTES = [(), ("weight",), ("relation", "weight", "features")]  # in the order of equal edges
 
 
 @pytest.mark.mpi

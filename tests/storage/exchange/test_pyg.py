@@ -32,7 +32,7 @@ def whole(seed: int = 0) -> Data:
     data = Data(x=real(N, 3), edge_index=edges(rng, N, N, E), y=labels)
     data.train_mask, data.val_mask, data.test_mask = split == 1, split == 2, split == 3
     data.edge_weight, data.edge_attr = real(E).abs(), real(E, 2)
-    data.edge_type = torch.arange(E)  # tells parallel edges apart
+    data.edge_type = torch.arange(E)  # distinguishes parallel edges
     data.edge_label, data.edge_split = real(E, 2), torch.from_numpy(rng.integers(0, 4, E))
     data.pos, data.flag = real(N, 2).double(), real(N) > 0
     data.node_type = torch.from_numpy(rng.integers(0, 2, N))

@@ -148,7 +148,7 @@ def test_features_and_neighbours_carry_the_class(comm):
     means = np.stack([features[labels == c].mean(axis=0) for c in range(classes)])
     residual = features - means[labels]
     assert residual.std() == pytest.approx(3, rel=0.02)
-    # Class means are known here, so this is the most that features alone can tell
+    # Class means are known here, so this is the most that features alone can achieve
     truth = FeatureColumns(classes, 64, classes, 0, noise=0.0).features(0, np.arange(classes))
     alone = np.argmax(features @ truth.T - (truth**2).sum(axis=1) / 2, axis=1) == labels
     matrix = adjacency(graph)

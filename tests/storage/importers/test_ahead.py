@@ -25,7 +25,7 @@ def test_the_next_item_is_prepared_while_one_is_used():
             yield k
 
     for k in ahead(items()):
-        for _ in range(1 if k else 2):  # of the first, the second is on its way
+        for _ in range(1 if k else 2):  # while the first is used, the second is being made
             assert k == 2 or made.acquire(timeout=10)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ENDS = ("--source", "a", "--target", "b")
-ROWS, WIDE = 1500, "w" * 800  # together more than the first MiB, by which kinds are told
+ROWS, WIDE = 1500, "w" * 800  # together more than the first MiB, which determines the types
 
 
 @pytest.fixture

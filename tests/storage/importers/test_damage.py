@@ -140,7 +140,7 @@ def test_damaged_planetoid_files_are_refused_or_converted(data, tmp_path, capfd)
         source = folder / f"ind.cora.{part}"
         whole = source.read_bytes()
         for _ in range(4):
-            at = rng.randrange(300)  # the head, where the structure is described
+            at = rng.randrange(300)  # the header, which describes the structure
             source.write_bytes(whole[:at] + damaged(whole[at : at + 9], rng) + whole[at + 9 :])
             attempt(source, tmp_path / "out", capfd)
         source.write_bytes(whole)

@@ -62,7 +62,7 @@ def test_columns_by_number_and_by_name(convert, refused, tmp_path):
     )
     assert "line 2: has columns 1 to 4" in refused(path, "--columns", "1,5", "--skip-lines", "1")
     assert "with column names" in refused(path, "--columns", f"1,{'9' * 5000}", "--skip-lines", "1")
-    assert convert(path).edges == [(0, 1), (1, 2)]  # the columns are called so
+    assert convert(path).edges == [(0, 1), (1, 2)]  # the columns have these names
 
 
 def test_agrees_with_networkx(convert, tmp_path):

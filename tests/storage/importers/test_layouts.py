@@ -95,7 +95,7 @@ def test_options_resolve_ambiguous_labels_and_first_lines(convert, refused, tmp_
     assert convert(path, "--labels-as", "one-hot").nodes.labels.tolist() == [3, 1, 0, 1, 2]
     assert convert(path, "--labels-as", "several").counts.multilabel == 1
     assert "not fit --labels-as classes" in refused(path, "--labels-as", "classes")
-    made = ("--split-ratio", "1,1,1")  # of whole numbers of several columns too
+    made = ("--split-ratio", "1,1,1")  # several columns of whole numbers too
     whole = save(tmp_path / "w.npz", edge_index=PAIRS, labels=one_hot.astype(np.int64))
     assert "no row holds more than a single 1" in refused(whole, *made)
     split = convert(whole, "--labels-as", "several", *made).nodes.split

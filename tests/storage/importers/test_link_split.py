@@ -24,7 +24,7 @@ def test_shares_are_met_and_both_directions_agree():
     np.testing.assert_allclose(shares, [0.125, 0.5, 0.25, 0.125], atol=0.02)
     targets = np.repeat(np.arange(200), COUNTS)
     assert (codes[targets == SOURCES] == 0).all()
-    # The same edges turned round, a list at a time.
+    # The same edges reversed, one list at a time.
     order = np.argsort(SOURCES, kind="stable")
     counts = np.bincount(SOURCES, minlength=200)
     ends = np.cumsum(counts)

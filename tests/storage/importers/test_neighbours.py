@@ -195,7 +195,7 @@ def test_graphml_and_gexf_files(convert, refused, tmp_path, ending):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert "can't be read" in refused(path)
-    packed = tmp_path / f"g.{ending}.gz"  # a small file of which much comes
+    packed = tmp_path / f"g.{ending}.gz"  # a small file that expands to a large one
     packed.write_bytes(gzip.compress(whole + b" " * (64 << 20), 1))
     assert "takes more memory than is allowed" in refused(packed, "--memory", "2GiB")
 

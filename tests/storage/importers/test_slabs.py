@@ -91,7 +91,7 @@ def test_edge_ends_are_sorted_in_pieces(tmp_path, whole):
     records = np.empty(150_000, ENDS)
     records["source"] = rng.integers(0, (1 << 31) - 1, 150_000, endpoint=True)
     records["destination"] = rng.integers(0, 9000, 150_000) * (rng.random(150_000) < 0.67)
-    with Scratch(tmp_path / "out.h5", 500_000) as scratch:  # the numbers, 1.2 MB, are let in
+    with Scratch(tmp_path / "out.h5", 500_000) as scratch:  # the 1.2 MB of numbers are allowed
         stored = scratch.records(ENDS)
         for part in np.array_split(records, 11):
             stored.append(part)

@@ -457,7 +457,7 @@ def test_ids_that_look_like_numbers(made, tmp_path):
     with GraphFile(made(edges, *ENDS)) as graph:
         assert graph.names is None and graph.read_nodes(0, 2).original_ids.tolist() == [7, 17]
     assert names(made(edges, *ENDS, "--string-ids")) == ["17", "7"]
-    edges = write(tmp_path / "e.csv", "a,b\n17.0,7.0\n")  # as pandas writes them beside gaps
+    edges = write(tmp_path / "e.csv", "a,b\n17.0,7.0\n")  # as pandas does beside missing ones
     with GraphFile(made(edges, *ENDS)) as graph:
         assert graph.names is None and graph.read_nodes(0, 2).original_ids.tolist() == [7, 17]
     assert names(made(edges, *ENDS, "--string-ids")) == ["17.0", "7.0"]

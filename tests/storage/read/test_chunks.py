@@ -80,7 +80,7 @@ def test_a_chunk_of_another_size_is_refused(tmp_path, chunk, mask, filters, word
     [
         (checked(bytes(BYTES)), 0, ()),
         (checked(zlib.compress(bytes(BYTES))), 0, GZIP),
-        (checked(bytes(BYTES)), 1, GZIP),  # gzip left out, as HDF5 does where it doesn't pay
+        (checked(bytes(BYTES)), 1, GZIP),  # without gzip, as HDF5 does if it doesn't pay
     ],
 )
 def test_valid_chunks_are_read(tmp_path, chunk, mask, filters):

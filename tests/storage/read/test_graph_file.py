@@ -90,7 +90,7 @@ def test_only_requested_columns_are_read(tmp_path):
             graph.read_nodes(2, 5)
 
 
-# Spoilt values: dataset, index, value, what the message says
+# Wrong values: dataset, index, value, text of the message
 VALUES = [
     ("edges/indptr", 0, 1, "must start at 0"),
     ("edges/indptr", 9, 19, "must end at 20"),

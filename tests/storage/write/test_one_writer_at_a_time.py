@@ -101,7 +101,7 @@ def spans(log: Path, root: str) -> Spans:
             held = found.setdefault(path.removeprefix(root), [])
             if kind == "closes":
                 held[-1] = (held[-1][0], int(time))
-            else:  # a name that two ranks give is as bad at any time
+            else:  # two ranks must not give the same name at any time
                 held.append((0 if kind == "names" else int(time), float("inf")))
     return found
 

@@ -26,7 +26,7 @@ def make(path: Path, format: str, version: int = 1) -> Path:
 @pytest.mark.parametrize("format", WHAT)
 def test_only_files_of_the_same_kind_are_replaced(tmp_path, format):
     for other in WHAT:
-        path = make(tmp_path / f"{other}.h5", other, version=7)  # of a release to come
+        path = make(tmp_path / f"{other}.h5", other, version=7)  # of a future release
         with pytest.raises(InputError, match=r"exists already: .*--force"):
             check_output(path, format, force=False)
         if other == format:

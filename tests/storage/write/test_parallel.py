@@ -51,7 +51,7 @@ sys.exit(world.run(main))
         ("parallel._write", ["rank 1 (host ", "stopped answering", "'write parts/00000/"]),
         ("parallel._write_slab", ["rank 1 (host ", "stopped answering", "'write parts/00000/"]),
         ("atomic.OutputFile.dataset", ["rank 1 (host ", "stopped answering", "'create parts/0000"]),
-        # With Python's lock kept, no other rank can look after it: a traceback must do.
+        # While Python's lock is held, the watchdog can't report: a traceback has to suffice.
         ("h5py.File", ["Timeout (0:00:04)!", "write/parallel.py", "in write_together"]),
     ],
 )

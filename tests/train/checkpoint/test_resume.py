@@ -27,7 +27,7 @@ def other(name: str) -> Config:
         "positive_weights": "balanced",
     }
     value = values.get(name, value)
-    if name == "model_args":  # which is of a model of the user's alone
+    if name == "model_args":  # which is only for models of the user
         return Config.of(model="net.py:Net", model_args="width=4")
     choices = [choice for choice in setting.choices if choice != setting.default]
     return Config.of(**{name: choices[0] if choices else value})
@@ -43,7 +43,7 @@ def test_every_setting_is_refused_reported_or_free_when_changed(name):
         assert str(e.value).count(option.removeprefix("--")) == 2
     else:
         told = check_resumed(Config(), other(name), PATH, 10)
-        # The size and the factor of steps say nothing of a constant rate.
+        # Size and factor of steps do not matter for a constant learning rate.
         silent = kind == FREE or name in ("step_size", "gamma")
         assert told.count(option) == (0 if silent else 2)
 
@@ -52,7 +52,7 @@ def test_settings_of_model_and_data_define_a_run():
     defining = {name for name, place in SETTINGS.items() if place.setting.resume == DEFINING}
     assert defining >= {"model", "hidden", "activation", "power", "teleport", "dropout"}
     assert defining >= {"split", "seed", "optimizer", "labels_as_input", "metric"}
-    assert defining >= {"ranked_against", "hits_at"}  # by which epochs are compared
+    assert defining >= {"ranked_against", "hits_at"}  # which determines how epochs are compared
 
 
 def test_old_and_new_values_of_changed_settings_are_named():
@@ -72,7 +72,7 @@ def test_a_changed_schedule_is_reported_with_both_learning_rates():
     assert check_resumed(Config.of(epochs=10), Config.of(epochs=20), PATH, 10) == ""
     steps = Config.of(schedule="step", step_size=5), Config.of(schedule="step", step_size=6)
     assert "--step-size 6 instead of --step-size 5: the learning" in check_resumed(*steps, PATH, 5)
-    # Steps are counted from the first epoch: their number changes no rate.
+    # Steps are counted from the first epoch, so more epochs change no learning rate.
     steps = tuple(Config.of(schedule="step", epochs=n) for n in (10, 20))
     assert check_resumed(*steps, PATH, 10) == ""
 

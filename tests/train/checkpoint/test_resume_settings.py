@@ -14,7 +14,7 @@ from hpcgnn.train.config import options
 from tests.cli.verbs import call
 
 SETTINGS = options()
-# What can't be read off the declaration: a value that fits a run of `sage` on classes.
+# Values that the declaration doesn't give: those that fit a run of `sage` on classes.
 VALUES: dict[str, object] = {
     "aggr": "max",
     "model_args": "width=4",
@@ -28,7 +28,7 @@ VALUES: dict[str, object] = {
     "metric": "f1",
     "task": "values",
 }
-# Refused before the checkpoint is read, or without a GPU: by the name of the setting too.
+# Refused before the checkpoint is read, or without a GPU; the message names the setting too.
 OTHERWISE = {
     "model_args": "--model-args is for a --model of your own",
     "split": "has 1 splits, none with this number",

@@ -140,7 +140,7 @@ def test_at_most_one_checkpoint_waits_and_the_newest_wins(comm, tmp_path, monkey
             disk.begun.acquire()
     assert sum(reference() is not None for reference in alive) == 2
     other = threading.Thread(target=store.save, args=(make(31),))
-    other.start()  # waits for its place, and takes none from the best
+    other.start()  # waits for its slot, and takes none from the best
     disk.let.release()
     other.join(timeout=60)
     assert not other.is_alive() and disk.written == [("best.h5", 1)]
