@@ -22,7 +22,7 @@ from hpcgnn.tasks.task import LABELS, Labelled, checked
 from hpcgnn.tasks.values import VALUE_METRICS, Regression
 
 _MOST_OUTPUTS = 1 << 24
-_NOTHING = "so there is nothing to learn (convert: --label COLUMN, --split-ratio 8,1,1)"
+_NOTHING = "there is nothing to learn (convert: --label COLUMN, --split-ratio 8,1,1)"
 
 _OF_EDGES = "; of its edges: --task links, or edge-classes where they have labels"
 

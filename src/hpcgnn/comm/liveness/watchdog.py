@@ -168,7 +168,7 @@ class Watchdog:
             trace += [f"{peer} is at:", *(f"    {line}" for line in stack)]
         sentences = "; ".join(_sentence(p, reports.get(p.rank)) for p in elsewhere[:4])
         raise LostRank(
-            f"{here}, but {sentences} (if it is only slow, allow more time with --timeout)",
+            f"{here}, but {sentences} (if it is only slow, --timeout gives more time)",
             trace,
         )
 
