@@ -356,7 +356,7 @@ def test_untrainable_models_are_refused_by_name(comm, shared_path):
             {"optimizer": torch.optim.SGD, "lr": 0.1},
             "lr, weight_decay and schedule are for",
         ),
-        ({"task": object()}, "task object has no method targets"),
+        ({"task": object()}, "task object lacks the method targets"),
         ({"speed": 3}, "Trainer has no setting speed"),
         ({"patience": -1}, "--patience must be at least 0"),
         ({"callbacks": [3]}, "a callback must be a function"),

@@ -90,7 +90,7 @@ def test_a_journal_without_records_is_not_emptied_if_a_checkpoint_exists(path):
 
 def test_later_epochs_are_dropped_where_they_are_trained_again(path):
     path.write_text(text(*map(record, range(1, 7))))
-    with pytest.raises(InputError, match=r"of 6 epochs, of which those after 2 would be lost"):
+    with pytest.raises(InputError, match=r"records 6 epochs, of which those after 2 would be lost"):
         Journal(path, 2, until=5)
     assert epochs(path) == [1, 2, 3, 4, 5, 6]
     Journal(path, 2, until=6)
@@ -115,7 +115,7 @@ def test_only_a_run_that_ended_before_its_first_checkpoint_starts_again(path, ca
             Journal(path, 0)
             assert epochs(path) == [] and "starting again at epoch 1" in capfd.readouterr().err
             continue
-        with pytest.raises(InputError, match="of 3 epochs, but no checkpoint is left"):
+        with pytest.raises(InputError, match="records 3 epochs, but no checkpoint is left"):
             Journal(path, 0)
         assert epochs(path) == [1, 2, 3]
 

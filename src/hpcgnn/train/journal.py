@@ -211,7 +211,7 @@ class Journal:
         except OSError as error:
             last = max(self._waiting)
             others = [epoch for epoch in range(1, last + 1) if epoch not in self._waiting]
-            warning(f"{self.path}: no record of epochs {gaps(others, last)}: {error.strerror}")
+            warning(f"{self.path}: no record of epoch {gaps(others, last)}: {error.strerror}")
 
     def _append(self, data: bytes) -> None:
         """Write all of `data`, or write nothing and raise OSError."""

@@ -84,7 +84,7 @@ class Monitor:
             return value
         if self.name not in scores["valid"]:
             raise InputError(
-                "--monitor is not a metric of the task, which has {', '.join(scores['valid'])}, "
+                f"--monitor is not a metric of the task, which has {', '.join(scores['valid'])}, "
                 "loss and valid_loss",
                 value=self.name,
             )

@@ -174,7 +174,7 @@ REFUSED = [
     (lambda: Data(edge_index=torch.tensor([[0], [9]]), num_nodes=2), "must be below 2"),
     (lambda: Data(x=torch.ones(2, 2)), "neither edge_index nor adj_t"),
     (lambda: {"x": 1}, "is not a Data"),
-    (one_of_two, "labels of several types"),
+    (one_of_two, "labels for several node types"),
 ]
 
 

@@ -97,7 +97,7 @@ def test_graphs_distributed_with_metis(convert, data, name):
         ("3 2 001\n2 5\n1 5 3 1\n2 2\n", "lists node 3 more often, or with another"),
         ("3 2\n2 3\n1 1\n\n", "edges must be listed at both ends"),
         ("99999999999999999999 1\n2\n", "line 1: does not fit"),
-        ("3 2\n2\n1 3\n", "has lines for 2 nodes of 3"),
+        ("3 2\n2\n1 3\n", "has lines for only 2 of 3 nodes"),
         ("2 1\n2\n1\n1\n", "line 4: follows the last node"),
         ("% c\n2 1\n2\n%\n3\n", "line 5: neighbours are numbered 1 .. 2 (found 3)"),
         ("2 1\n2\n0\n", "line 3: neighbours are numbered 1 .. 2 (found 0)"),

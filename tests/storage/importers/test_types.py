@@ -119,7 +119,7 @@ FOLDERS = [
     (lambda root: (root / "nodes" / "new").mkdir(), "doesn't give the number of nodes"),
     (lambda root: (root / "edges" / "a___b").mkdir(), "must be named SOURCE___RELATION"),
     (lambda root: (root / "edges" / "a___b___paper").mkdir(), "has no edges"),
-    (extra_label, "labels of several types"),
+    (extra_label, "labels for several node types"),
     (
         lambda root: (root / "nodes" / "author" / "num_nodes.csv").write_text("7\n"),
         "must lie in 0 .. 6",

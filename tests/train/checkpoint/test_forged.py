@@ -344,7 +344,10 @@ ROWS = {
         lambda rows: {k: v.astype("f8") if v.ndim > 1 else v for k, v in rows.items()},
         "32",
     ),
-    "moment": (lambda rows: rows | {f"optimizer.{EMBEDDING}.exp_avg": np.ones((40, 2))}, "must be"),
+    "moment": (
+        lambda rows: rows | {f"optimizer.{EMBEDDING}.exp_avg": np.ones((40, 2))},
+        "must match",
+    ),
     "outside": (lambda rows: rows | {"ids": rows["ids"] + 1}, "does not exist|no learned"),
     "negative": (lambda rows: rows | {"ids": rows["ids"] - 1}, "does not exist"),
     "nowhere": (lambda rows: {}, "only the model has|doesn't fit"),
