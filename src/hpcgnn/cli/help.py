@@ -82,7 +82,7 @@ EXAMPLES = {
     ),
 }
 
-FIRST_STEPS = """the first steps, each on its own or under mpiexec and srun:
+FIRST_STEPS = """first steps, each alone or under mpiexec or srun:
 
   hpcgnn generate sbm graph.h5        or: hpcgnn convert edges.csv graph.h5
   hpcgnn train graph.h5 --epochs 20   results go to runs/graph

@@ -13,7 +13,7 @@ class StreamingSettings(Section):
 
     mode: str = free(
         "sar",
-        "remote features: freed and fetched again (sar), kept (sa), or all at once (oneshot)",
+        "remote features: freed and rebuilt (sar), kept (sa), or all at once (oneshot)",
         ("sar", "sa", "oneshot"),
     )
     halo_buffer: str = free("256MiB", "memory for remote rows", metavar="SIZE")
