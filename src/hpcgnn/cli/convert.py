@@ -135,8 +135,8 @@ def _add_meaning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--split-ratio",
         metavar="A,B,C",
-        help="shares of each class's labelled nodes for training, validation and test, such as "
-        "8,1,1",
+        help="shares of each class's labelled nodes for training, validation and test "
+        "(with --split-time: 8,1,1)",
     )
     group.add_argument("--seed", type=int, default=0, help="seed of random splits (0)")
     group.add_argument("--categorical", metavar="A,B", help="columns whose numbers are categories")
