@@ -147,7 +147,7 @@ def test_completion_scripts_are_printed(capsys, tmp_path):
         )
         assert done.returncode == 0 and done.stdout.strip() == found, done
     assert main(["--print-completion", "cmd"]) == 2
-    assert "knows bash" in capsys.readouterr().err
+    assert "supports bash" in capsys.readouterr().err
 
 
 def test_new_writes_a_model_and_keeps_an_existing_file(tmp_path, capsys):
