@@ -205,7 +205,7 @@ def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
     Collective.
     """
     if problem.num_parts == 1 or problem.num_nodes < _FEWEST * problem.num_parts:
-        return "block", "auto takes block: the graph is too small to need more"
+        return "block", "auto takes block: with one part or few nodes there is nothing to optimise"
     if problem.options.balance_train:
         return "parmetis", "auto takes parmetis: only it balances the training nodes"
     missing = scotch = ""

@@ -216,8 +216,8 @@ def _measured(content: dict[str, Any]) -> dict[str, str]:
         "seconds per epoch": f"mean {content['epoch_seconds_mean']:.3f}, "
         f"median {content['epoch_seconds_median']:.3f}",
         "of that": f"forward {percent(content['forward_share'])}, "
-        f"backward {percent(content['backward_share'])}; waiting for messages "
-        f"{percent(content['wait_share'])}",
+        f"backward {percent(content['backward_share'])}; of the whole epoch, waiting "
+        f"for messages {percent(content['wait_share'])}",
         "sent per epoch": f"{content['bytes_per_epoch_and_rank'] / 1e6:,.1f} MB per rank",
         "peak memory": f"{content['peak_memory_bytes_max'] / 1e6:,.1f} MB on the largest rank, "
         "imports included",

@@ -348,7 +348,8 @@ def find(*, narrow: bool = False) -> Path:
         inside = sorted([*given.glob("libparmetis*.so*"), *given.glob("lib/libparmetis*.so*")])
         if not given.is_file() and not inside:
             raise InputError(
-                f"there is no ParMETIS: HPCGNN_PARMETIS must name its .so, {OTHERWISE}", file=given
+                f"no such library: HPCGNN_PARMETIS must name ParMETIS's .so, {OTHERWISE}",
+                file=given,
             )
         given = given if given.is_file() else inside[0]
         shared_library.check_place(given, group=True)
@@ -414,7 +415,7 @@ def open_library(path: Path) -> ParMETIS:
                 if _widths_fit(handle, index, real):
                     return ParMETIS(real_path, handle, index, real)
     raise InputError(
-        "it could partition a graph of four nodes neither with 32- nor with 64-bit indices: "
+        "could partition a graph of four nodes neither with 32- nor with 64-bit indices: "
         f"{INSTALL}, {OTHERWISE}",
         file=path,
     )

@@ -298,7 +298,7 @@ class StoredColumn:
         high = len(self) if high is None else high
         if not 0 <= low <= high <= len(self):
             raise self.place().error(
-                f"has {len(self)} rows, and not the range asked for", (low, high)
+                f"has {len(self)} rows, but the range asked for is outside", (low, high)
             )
         out = np.empty((high - low, *self.shape[1:]), self.dtype)
         if out.size:
