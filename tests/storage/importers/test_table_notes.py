@@ -52,7 +52,8 @@ def test_numbers_with_symbols_are_noted(made, tmp_path, capfd):
         (["1", "2", "#N/A"], "x has the value #N/A: if this means a missing value, use --na #N/A"),
         (
             ["1", "2", "many"],
-            "x holds numbers and many (n.csv, line 4), each of which becomes a feature: use --na many",
+            "x holds numbers and many (n.csv, line 4), each of which becomes a feature: "
+            "use --na many",
         ),
         (["1 2", "3", "5 6 7"], "x has texts such as 1 2, each of which becomes a feature"),
         (["[1 2]", "[3 4]", "half"], "x holds numbers and half (n.csv, line 4), each of which"),
