@@ -53,7 +53,7 @@ def test_too_little_address_space_for_the_libraries_is_reported(verb, least, mon
     given = (least << 20) - 1
     monkeypatch.setattr("resource.getrlimit", lambda what: (given, given))
     assert main([verb, "g.h5"]) == 5
-    assert f"allow at least {least << 10}" in capsys.readouterr().err
+    assert f"give at least {least << 10}" in capsys.readouterr().err
 
 
 def test_a_closed_output_pipe_ends_a_verb_quietly():

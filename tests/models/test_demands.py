@@ -42,7 +42,7 @@ def test_one_note_names_unused_inputs_and_how_to_silence_it():
     assert unused == ["weights", "edge-features", "relations"]
     assert note(unused, settings) == (
         "note: edge weights, edge features and relations of the graph are not used by --model "
-        "sage; silence this note with --ignore edge-features,relations,types,weights"
+        "sage; --ignore edge-features,relations,types,weights hides this note"
     )
     assert not EVERYTHING.unused(ModelSettings(ignore="weights,edge-features,relations,types"))
     assert Content(False, 0, False, False, True, False).unused(settings) == []

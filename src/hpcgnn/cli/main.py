@@ -281,7 +281,7 @@ def _check_room(least: int) -> None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY and limit < least:
         raise OutOfMemoryError(
-            f"`ulimit -v {limit >> 10}` leaves too little memory for the libraries: allow at least "
+            f"`ulimit -v {limit >> 10}` leaves too little for the libraries: give at least "
             f"{least >> 10}"
         )
 

@@ -160,8 +160,8 @@ def note(unused: list[str], settings: ModelSettings) -> str:
     names = f"{', '.join(most)} and {last}" if most else last
     ignore = ",".join(sorted(ignored_by(settings) | set(unused)))
     return (
-        f"note: {names} of the graph are not used by --model {settings.kind}; silence this note "
-        f"with --ignore {ignore}"
+        f"note: {names} of the graph are not used by --model {settings.kind}; "
+        f"--ignore {ignore} hides this note"
     )
 
 

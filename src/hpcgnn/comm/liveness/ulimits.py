@@ -24,6 +24,6 @@ def check() -> None:
         limit = resource.getrlimit(kind)[0]
         if limit != resource.RLIM_INFINITY and limit < least:
             raise InputError(
-                f"`ulimit -{option} {limit // unit}` leaves too little for MPI to start: allow at "
+                f"`ulimit -{option} {limit // unit}` leaves too little for MPI to start: give at "
                 f"least {least // unit}"
             )

@@ -89,7 +89,7 @@ def _of_other_ranks(num_parts: int, comm: Communicator, path: str | Path) -> Inp
     if isinstance(comm.mpi, WithoutMPI):
         start += ", but MPI is not installed: pip install mpich"
     elif "SLURM_JOB_ID" in os.environ and num_parts > 1:
-        start += f", in a job submitted with `--ntasks={num_parts}`"
+        start += f", in a job that was submitted with `--ntasks={num_parts}`"
     return InputError(
         f"has {counted(num_parts, 'part')} but the job has {counted(comm.size, 'rank')}; "
         f"start {start}, or partition again with --parts {comm.size}",
