@@ -1,4 +1,4 @@
-"""Builds the C++ kernels, what orders the nodes of a part, and fingerprints, into libraries beside
+"""Builds the C++ kernels, ordering of nodes and fingerprints into libraries beside
 the modules that call them.
 
 Each kernel is compiled once per instruction set; the choice is made when the library is loaded.
@@ -29,10 +29,10 @@ FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 LINK_FLAGS: list[str] = []
 if os.environ.get("HPCGNN_SANITIZE"):  # see env/sanitize.sh
-    # Python's own -fwrapv would define what overflows, and nothing would be found.
+    # Python's own -fwrapv would define overflow, so that none would be reported.
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-wrapv"]
-    # Checks of addresses as calls, and none of what AddressSanitizer finds anyway: written out in
-    # every loop they take the compiler many minutes.
+    # Address checks as calls, without those that AddressSanitizer makes anyway: inlined in
+    # every loop they would take the compiler many minutes.
     CALLS = ["--param=asan-instrumentation-with-call-threshold=0"]
     CALLS += ["-fno-sanitize=null,alignment,object-size"]
     FLAGS = ["-O1" if flag == "-O3" else flag for flag in FLAGS] + SANITIZE + CALLS
@@ -40,7 +40,7 @@ if os.environ.get("HPCGNN_SANITIZE"):  # see env/sanitize.sh
 
 
 class BuildKernels(build_ext):
-    """Compiles for every instruction set and names the library plainly: it is no Python module."""
+    """Compiles for every instruction set; the library has a plain name, since it is no module."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", "/") + ".so"
@@ -78,7 +78,7 @@ class BuildKernels(build_ext):
 
 
 class BuildPackage(build_py):
-    """Puts the job scripts into the package, from where `hpcgnn jobs` copies them."""
+    """Copies the job scripts into the package, from which `hpcgnn jobs` copies them."""
 
     def run(self) -> None:
         super().run()

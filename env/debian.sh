@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# System parts for Debian 12 from apt, all optional. Needs root.
+# System packages for Debian 12 from apt, all optional. Needs root.
 #
 #     sudo env/debian.sh PART...
 #

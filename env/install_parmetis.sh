@@ -3,7 +3,7 @@
 #
 #     env/install_parmetis.sh [--force] [PYTHON]       (default: .venv/bin/python)
 #
-# The libraries stay inside the package mgmetis, where hpcgnn finds them unaided. MPICC names the
+# The libraries stay inside the package mgmetis, where hpcgnn finds them automatically. MPICC names the
 # compiler of the MPI that mpi4py uses; the default is the mpicc beside PYTHON, then the one in PATH.
 # Takes about a minute; a second call does nothing.
 set -eu
@@ -52,12 +52,12 @@ restore() {
 trap restore EXIT
 printf '[mpi]\nmpicc = %s\n' "$mpicc" >"$cfg"
 
-# Debian's Python links with -L/usr/lib/..., where another MPI may lie: the wanted one goes first.
+# Debian's Python links with -L/usr/lib/..., which may contain another MPI: the wanted one goes first.
 lib=$(dirname "$mpicc")/../lib
 [ ! -d "$lib" ] || export LDFLAGS="-L$lib ${LDFLAGS:-}"
 
 "$python" -P -m pip install --quiet --disable-pip-version-check cython setuptools wheel
-# --no-cache-dir: pip would hand a build for one MPI to an environment with another.
+# --no-cache-dir: otherwise pip would reuse a build for another environment's MPI.
 PATH=$bin:$PATH "$python" -P -m pip install --disable-pip-version-check --no-cache-dir \
     --no-build-isolation --no-deps --force-reinstall --no-binary mgmetis mgmetis==0.1.1
 ls "$site"/mgmetis/_cython/parmetis64*.so "$site"/mgmetis/_cython/parmetis.*.so

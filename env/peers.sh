@@ -4,8 +4,8 @@
 #
 #     env/peers.sh [FOLDER]            default: .venv-peers
 #
-# DGL 1.1.3 is the last release whose wheel runs with torch 2.13; it asks for pkg_resources, which
-# setuptools has up to 69. PYTHON (python3) is the Python it is made from. A second call brings what
+# DGL 1.1.3 is the last release whose wheel runs with torch 2.13; it needs pkg_resources, which
+# setuptools has up to 69. PYTHON (python3) is the Python it is made from. A second call installs what
 # is missing.
 set -euo pipefail
 
@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=1
 pip() { "$folder/bin/python" -m pip "$@"; }
 
 pip install torch==2.13.0 dgl==1.1.3 torch-geometric==2.8.1 numpy scipy psutil packaging pandas tqdm
-# Alone: torch names a newer setuptools, which it needs to compile and not to run.
+# Separately: torch requires a newer setuptools, which it needs to compile but not to run.
 pip install --no-deps 'setuptools<70'
 "$folder/bin/python" - <<'PYTHON'
 import os

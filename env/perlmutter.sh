@@ -18,7 +18,7 @@ case $kind in
 esac
 VENV=${VENV:-.venv-perlmutter-$kind}
 
-# The module command trips over unset variables.
+# The module command fails on unset variables.
 set +u
 # shellcheck source=env/perlmutter_modules.sh
 source env/perlmutter_modules.sh "$kind"
@@ -26,7 +26,7 @@ set -u
 
 VENV=$VENV PYTHON=python MPI=system MPICC=cc HDF5=parallel CUDA=$cuda env/install.sh
 
-# mpi4py's wheel works too, but does not load the library by which Cray MPICH reads GPU memory.
+# mpi4py's wheel works too, but does not load the library with which Cray MPICH reads GPU memory.
 MPICC=$mpi4py_cc "$VENV/bin/python" -m pip install --quiet --force-reinstall --no-cache-dir --no-deps \
     --no-binary=mpi4py "$(grep '^mpi4py==' env/requirements.lock)"
 echo "done: source jobs/profiles/perlmutter-$kind.sh, then sbatch --account=... jobs/train.sbatch ..."

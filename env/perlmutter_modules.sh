@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced with the argument gpu or cpu: the modules hpcgnn is built with and runs with on Perlmutter.
+# Sourced with the argument gpu or cpu: the modules to build and run hpcgnn on Perlmutter.
 module load PrgEnv-gnu cray-hdf5-parallel python
 if [ "$1" = gpu ]; then
     module load cudatoolkit craype-accel-nvidia80

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests of the C++ code under AddressSanitizer and UBSan, for every instruction set that this
-# processor has. The library is built for it in a folder of its own, beside a copy of the package;
+# processor has. The library is built for it in a separate folder, with a copy of the package;
 # SANITIZED (default build/sanitized) keeps it, so that only changed sources are compiled again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,18 +18,18 @@ rm -f "$folder"/hpcgnn/{kernels/cpu/libhpcgnn_cpu,partition/layout/libhpcgnn_lay
 export HPCGNN_SANITIZE=1
 python setup.py -q build_ext --build-lib "$folder" --build-temp "$folder/objects"
 
-# Python itself leaks; leaks of the kernels would show as growth elsewhere.
+# Python itself leaks; leaks of the kernels would show as growth in other tests.
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2
 export PYTHONPATH=$folder PYTHONDONTWRITEBYTECODE=1
-# Every function, every width of sums, and of attention one shape of each way to cut heads into
-# tiles; what the tests try beyond takes the same paths.
+# Every function, every width of sums, and one shape of attention for each way to divide heads into
+# tiles; further cases of the tests take the same paths.
 cases='adds_weighted or pieces or empty or tiny or one_row or maximum or transpose or range'
 cases+=' or float64 or dots-1 or dots-5000 or dropout or values_and or length or not_a_number or infinity'
 for shape in 1-1 1-128 1-300 2-8 3-47 4-17 4-33 4-40 4-257 5-16 8-32 9-3 12-6 17-4; do
     cases+=" or every_shape and $shape-dtype"
 done
 
-# test_isa ISA: its report, in a piece, since two write at a time.
+# test_isa ISA: prints its report at once, since two run at a time.
 test_isa() {
     local report status=0
     report=$(HPCGNN_ISA=$1 LD_PRELOAD=$asan python -m pytest -q -x -p no:cacheprovider \

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole way and the storage tests with an h5py built on parallel HDF5. `make test-parallel-hdf5`
+# The whole pipeline and the storage tests with an h5py built on parallel HDF5. `make test-parallel-hdf5`
 # calls it. It makes a second environment, PARALLEL, that shares VENV's packages (VENV: `make test`
 # made it), and skips, with the reason in one line, only where that can't be built. Variables:
 #   VENV, PARALLEL  the environments                              (.venv, .venv-parallel)
 #   HDF5_DIR        parallel HDF5                                 (Debian's for Open MPI)
-#   MPICC           compiler of its MPI; mpiexec lies beside it   (/usr/bin/mpicc)
-#   APT             no: install nothing where Debian's parts are missing
+#   MPICC           compiler of its MPI, beside its mpiexec       (/usr/bin/mpicc)
+#   APT             no: install nothing if Debian's packages are missing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv} PARALLEL=${PARALLEL:-.venv-parallel}
@@ -95,7 +95,7 @@ print(f"{path.name}: {len(one)} datasets as with serial HDF5")
 PYTHON
 }
 
-# Archives to convert: the generated graph, and a star whose cost is all in its middle.
+# Archives to convert: the generated graph, and a star whose cost is all in its centre.
 sources() {
     "$VENV/bin/python" - "$folder" <<'PYTHON'
 import sys
@@ -146,7 +146,7 @@ partitions() {
     same array_equal "$parts" "$folder/$name-usual.h5"
 }
 
-# VENV's ParMETIS belongs to VENV's MPI, but PT-Scotch's may be there for this one.
+# VENV's ParMETIS belongs to VENV's MPI, but PT-Scotch's may be installed for this one.
 method=parmetis
 if ! python -c 'from hpcgnn.partition.pyparmetis import binding as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
     method=kaminpar

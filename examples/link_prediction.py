@@ -1,11 +1,11 @@
-"""Which pairs of nodes have an edge? Some edges are held out, and found again among random pairs.
+"""Which pairs of nodes have an edge? Some edges are held out and ranked among random pairs.
 
     hpcgnn convert edges.csv graph.h5 --features x.npy --symmetrise --link-split 0.8,0.1,0.1
     hpcgnn partition graph.h5 --parts 2 -o graph.p2.h5
     mpiexec -n 2 python link_prediction.py graph.p2.h5
 
-The model gives a row per node; a pair's score is read off the rows of its two nodes, wherever they
-lie. Edges of valid and test carry no message: the trainer takes them out of the graph.
+The model gives a row per node; a pair's score is computed from its nodes' rows, on any ranks.
+Validation and test edges carry no messages: the trainer removes them from the graph.
 """
 
 import sys
@@ -26,7 +26,7 @@ class Encoder(torch.nn.Module):
 
 
 class Distance(torch.nn.Module):
-    """A decoder of one's own: nodes whose rows lie near each other are linked."""
+    """A decoder of your own: nodes with similar rows are linked."""
 
     def __init__(self):
         super().__init__()
@@ -43,7 +43,7 @@ def main(comm, path, run_dir="runs/links", epochs=30):
     model = Encoder(graph.features.shape[1], 16)
     trainer = hpcgnn.Trainer(graph, model, task, run_dir=run_dir, epochs=epochs, lr=0.01)
     trainer.run()
-    # The probabilities of the edges held out, with the ids of both nodes of each.
+    # The probabilities of the held-out edges, with the ids of both nodes of each.
     out = f"{run_dir}/links.csv"
     found = hpcgnn.predict(graph, run_dir, model, task=task, out=out, force=True)
     if comm.rank == 0:

@@ -1,7 +1,7 @@
 """mpiexec -n P python log_elsewhere.py GRAPH.pP.h5 [--resume]: numbers of epochs to W&B or MLflow.
 
-Whichever of `wandb` and `mlflow` is installed gets them; without either they are printed. A
-callback of a few lines does it, and anything that takes a dictionary of numbers will do.
+They go to `wandb` or `mlflow`, if installed; without either they are printed. A
+callback of a few lines does it, for any logger that takes a dictionary of numbers.
 """
 
 import importlib.util
@@ -12,9 +12,9 @@ from hpcgnn.train.tensorboard import scalars
 
 
 class Logged:
-    """A callback that hands the numbers of each epoch on; only rank 0 does.
+    """A callback that passes the numbers of each epoch on, on rank 0 only.
 
-    Checkpoints keep the id of the run there, so that a run that is resumed goes on with its curves.
+    Checkpoints keep the id of the run there, so that a resumed run continues its curves.
     """
 
     def __init__(self, settings):
@@ -40,7 +40,7 @@ class Logged:
 
 
 def opened(name, known, settings):
-    """The run's id, a function that logs `(numbers, step)`, and one that ends the run."""
+    """Return the run's id, a function that logs `(numbers, step)`, and one that ends the run."""
     if importlib.util.find_spec("wandb"):
         import wandb
 

@@ -1,4 +1,4 @@
-"""A script of PyTorch Geometric's on any number of ranks: mpiexec -n 2 python moved_from_pyg.py
+"""A script of PyTorch Geometric, on any number of ranks: mpiexec -n 2 python moved_from_pyg.py
 
 Changed are imports, the data line and the trainer lines; `make_graph` and `Net` are as they were.
 On one process it had 108 lines, 46 of them `main` and a ROC AUC; now it has 78, 20 in `main`.

@@ -7,7 +7,7 @@
     mpiexec -n 2 python new_graph.py old.p2.h5 new.p2.h5
 
 On the command line: `hpcgnn predict new.p2.h5 runs/old --any-graph -o new.parquet`. The new graph
-needs what the model reads, here features of the same width; its number of parts may be another.
+needs the model's inputs, here features of the same width; its number of parts may differ.
 """
 
 import sys
@@ -38,7 +38,7 @@ def main(comm, old, new, run_dir="runs/old", epochs=30):
     found = hpcgnn.predict(
         other, run_dir, model, task=task, any_graph=True, out=f"{run_dir}/new.csv", force=True
     )
-    # This rank's rows; the file has those of all ranks, by the ids that the nodes came with.
+    # This rank's rows; the file has those of all ranks, by the nodes' original ids.
     classes = torch.bincount(torch.from_numpy(found.rows["classes"]), minlength=task.num_outputs)
     counts = comm.allreduce(classes)
     if comm.rank == 0:

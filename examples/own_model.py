@@ -1,10 +1,10 @@
-"""A model of your own with an optimizer and a schedule of torch's, over any number of ranks.
+"""A model of your own with torch's optimizer and scheduler, on any number of ranks.
 
     hpcgnn generate sbm graph.h5 --nodes 2000 --degree 8 --classes 4 --features 16
     hpcgnn partition graph.h5 --parts 2 -o graph.p2.h5
     mpiexec -n 2 python own_model.py graph.p2.h5
 
-Any `torch.nn.Module` will do whose `forward` takes the graph and the features of this rank's nodes.
+It can be any `torch.nn.Module` whose `forward` takes the graph and the features of local nodes.
 The same class trains on the command line, where `hidden` is an argument:
 
     mpiexec -n 2 hpcgnn train graph.p2.h5 --model own_model.py:Net --model-args hidden=32
@@ -37,7 +37,7 @@ class Net(torch.nn.Module):
 
 
 def say_rate(trainer, record):
-    """A callback: what it adds to the record is kept in metrics.jsonl."""
+    """A callback: what it adds to the record is written to metrics.jsonl."""
     record["lr"] = trainer.optimizer.param_groups[0]["lr"]
 
 
@@ -58,7 +58,7 @@ def main(comm, path, run_dir="runs/own_model", epochs=30):
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs),
         run_dir=run_dir,
-        resume=True,  # from the newest checkpoint, where there is one
+        resume=True,  # from the newest checkpoint, if there is one
         epochs=epochs,
         patience=20,
         clip_norm=1.0,

@@ -1,10 +1,10 @@
-"""A task of your own: a plain object with three methods says what is learned.
+"""A task of your own: a plain object with three methods defines what is learned.
 
     hpcgnn generate sbm graph.h5 --nodes 2000 --degree 8 --classes 4 --features 16
     hpcgnn partition graph.h5 --parts 2 -o graph.p2.h5
     mpiexec -n 2 python own_task.py graph.p2.h5
 
-Learned is the share of each node's in-neighbours that are of another class, by a quantile loss.
+The model learns the share of a node's in-neighbours of another class, by a quantile loss.
 """
 
 import sys
@@ -17,12 +17,12 @@ from hpcgnn import nn
 
 
 class Mixing:
-    """Targets are the nodes of a split; the loss is that of the 0.8 quantile of their mixing."""
+    """The targets are the nodes of a split; the loss is of the 0.8 quantile of their mixing."""
 
     metric, larger_is_better = "pinball", False
 
     def __init__(self, graph):
-        # On this rank's nodes; remote neighbours' classes come through the ring.
+        # For this rank's nodes; remote neighbours' classes are exchanged over the ring.
         classes = torch.nn.functional.one_hot(graph.labels, graph.num_classes).float()
         shares = nn.SAGEConv(graph.num_classes, graph.num_classes, bias=False, root_weight=False)
         shares.lin_l.weight.data = torch.eye(graph.num_classes)
@@ -41,7 +41,7 @@ class Mixing:
         return self.pinball(output, rows).sum() / self.count
 
     def metrics(self, graph, output, rows, split):
-        """The same numbers on all ranks: sums are over all of them."""
+        """The numbers are the same on all ranks, since the sums cover all of them."""
         sums = np.array([float(self.pinball(output, rows).sum()), len(rows)])
         total, count = graph.comm.allreduce(sums)
         return {"pinball": total / count if count else float("nan")}

@@ -1,10 +1,10 @@
-"""One process, as in a notebook: no mpiexec, and graph.h5 itself in place of a partition.
+"""One process, as in a notebook: no mpiexec, and graph.h5 itself instead of a partition.
 
     hpcgnn generate sbm graph.h5 --nodes 2000 --degree 8 --classes 4 --features 16
     python single_process.py graph.h5
 
-Each `# %%` begins a cell. What is tried here moves to many ranks as it is: only `load_partition`
-gets a partition file and a communicator then.
+Each `# %%` begins a cell. The code also runs on many ranks: then only `load_partition`
+takes a partition file and a communicator.
 """
 
 # %% The graph
@@ -37,12 +37,12 @@ task = hpcgnn.tasks.find_task(graph)
 trainer = hpcgnn.Trainer(graph, model, task, run_dir=run_dir, epochs=20, lr=0.01, ema=0.9)
 trainer.run()
 
-# %% What came of it
+# %% Results
 print(f"accuracy: {trainer.scores['test']['accuracy']:.3f}")
 found = hpcgnn.predict(graph, run_dir, model)
 print(found.rows["classes"][:10], found.rows["probabilities"].shape)
 
-# %% By hand, where the loop of `Trainer` is not wanted
+# %% By hand, without the loop of `Trainer`
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 for epoch in range(1, 4):
     graph.set_epoch(epoch)

@@ -21,7 +21,7 @@ RESULTS=${RESULTS:-runs/accuracy}
 SEEDS=${SEEDS:-0 1 2}
 ranks=${SLURM_NTASKS:-$HPCGNN_RANKS}
 
-# Graph/model, least accuracy wanted, options. From the papers named beside the graphs: Luo et al.
+# Graph/model, required accuracy, options. From the papers of the graphs: Luo et al.
 # 2024 (amazon, coauthor; minesweeper with fewer layers), Kipf & Welling and Velickovic et al. (cora),
 # Schlichtkrull et al. 2018 (aifb).
 luo="--head linear --lr 0.001 --eval-every 5 --patience 150"
@@ -52,7 +52,7 @@ graph() {
         launch partition "$out" --method parmetis -o "$RESULTS/$1.p$ranks.h5"
 }
 
-# run ROW SEED OPTIONS...: one training run; minesweeper's seeds go with its splits.
+# run ROW SEED OPTIONS...: one training run; minesweeper uses one split per seed.
 run() {
     local name=${1%/*} model=${1#*/} seed=$2 dir
     dir=$RESULTS/$name-$model-$seed
@@ -84,7 +84,7 @@ for line in (results / "rows").read_text().splitlines():
         lines = (results / f"{name}-{model}-{seed}" / "metrics.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         scored = [record for record in records if record.get("test") is not None]
-        # Chosen by validation where the graph has such nodes, else the last epoch.
+        # Chosen by validation if the graph has validation nodes, else the last epoch.
         valid = [record for record in scored if (record.get("valid") or 0) > 0]
         chosen = max(valid, key=lambda record: record["valid"]) if valid else scored[-1]
         tests.append(100 * chosen["test"])
@@ -96,7 +96,7 @@ PYTHON
 
 mkdir -p "$RESULTS"
 : >"$RESULTS/rows"
-# From 3: mpiexec and srun read standard input.
+# From descriptor 3, since mpiexec and srun read standard input.
 while read -r -u 3 row wanted options; do
     [ $# -eq 0 ] || [[ " $* " = *" $row "* ]] || continue
     read -r -a options <<<"$options ${OPTIONS:-}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way without a queue: generate, partition, train and predict on 2 ranks of this machine.
+# The whole pipeline without a queue: generate, partition, train and predict on 2 local ranks.
 # `make demo` calls it. VENV is the Python environment; results are in demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +21,7 @@ show mpiexec -n 2 hpcgnn train demo/graph.p2.h5 --model sage --layers 3 --hidden
     --norm layer --epochs 30 --checkpoint-every 10 --run-dir demo/run
 show mpiexec -n 2 hpcgnn predict demo/graph.p2.h5 demo/run/checkpoints/best.h5 -o demo/predictions.h5
 
-# The accuracy from the files alone: predictions are in the order of the graph's nodes.
+# The accuracy, computed from the files: predictions are in the order of the graph's nodes.
 printf '\n'
 python -P - <<'PYTHON'
 import h5py

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The full fault tests, for an idle node: more than a hundred signals at random ranks and moments of
 # convert, partition, train and predict, then five hundred damaged files. Minutes to an hour; the
-# last lines say how many went wrong, and the exit status is 1 if any did. Needs the test environment.
+# last lines give the number of failures, and the exit status is 1 if any. Needs the test environment.
 #     jobs/faults.sh [SEED [COUNT]]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-"""Draws the figures of the README and of docs/performance.md from what `hpcgnn bench` measured.
+"""Draws the figures of the README and of docs/performance.md from results of `hpcgnn bench`.
 
     python jobs/figures.py FOLDER FILE.json...
 
@@ -27,7 +27,7 @@ PEERS = {"DGL": COLOURS[1], "PyG CSR": COLOURS[2], "PyG edge_index": COLOURS[3]}
 
 
 def scaling(scale: Content, epochs: list[Content]) -> Figure:
-    """Memory of the largest rank against P, loss curves, and below how far they are apart."""
+    """Draw the largest rank's memory over P, loss curves, and below their differences."""
     figure = new_figure(wide=9.0, high=4.0)[0]
     figure.clear()
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 2))
@@ -38,7 +38,7 @@ def scaling(scale: Content, epochs: list[Content]) -> Figure:
 
 
 def memory(axes: Axes, scale: Content, epochs: list[Content]) -> None:
-    """Peak of the largest rank, and of peers on the same graph as lines."""
+    """Draw the largest rank's peak, and those of peers on the same graph as lines."""
     tidy(axes)
     ranks, peaks = zip(
         *((step["layout"]["ranks"], step["rank_bytes"] / 1e9) for step in whole(scale)), strict=True
@@ -74,7 +74,7 @@ def memory(axes: Axes, scale: Content, epochs: list[Content]) -> None:
 
 
 def peers_on(graph: Content, model: str, epochs: list[Content]) -> list[Content]:
-    """Rows of peers that trained this model on a graph of the same size, in the order of PEERS."""
+    """Return rows of peers that trained this model on a graph of this size, ordered as PEERS."""
     rows = {
         short(row["name"]): row
         for one in epochs
@@ -85,7 +85,7 @@ def peers_on(graph: Content, model: str, epochs: list[Content]) -> list[Content]
 
 
 def beside_peers(epochs: list[Content]) -> Figure:
-    """Medians of an epoch with floors as lines, and below the memory of the whole job."""
+    """Draw medians of an epoch with floors as lines, and below the memory of the whole job."""
     figure = new_figure(wide=9.0, high=5.6)[0]
     figure.clear()
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -101,7 +101,7 @@ def beside_peers(epochs: list[Content]) -> Figure:
 def grouped(
     axes: Axes, epochs: list[Content], value: str, unit: float, floor: bool = False
 ) -> None:
-    """A group of bars for each measurement, one for each contender, on a logarithmic axis."""
+    """Draw a group of bars per measurement, one per contender, on a logarithmic axis."""
     tidy(axes)
     names = list(dict.fromkeys(short(row["name"]) for one in epochs for row in one["rows"]))
     wide = 0.8 / len(names)
@@ -133,7 +133,7 @@ def grouped(
 
 
 def logarithmic(axes: Axes) -> None:
-    """A y axis with the numbers 1, 2, 5, 10 and so on."""
+    """Make a logarithmic y axis with the numbers 1, 2, 5, 10 and so on."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -143,13 +143,13 @@ def logarithmic(axes: Axes) -> None:
 
 
 def losses(upper: Axes, lower: Axes, scale: Content) -> None:
-    """Curves of all numbers of ranks, and below how far each is from the first."""
+    """Draw curves of all numbers of ranks, and below the difference of each from the first."""
     steps = whole(scale)
     first = steps[0]["losses"]
     for place, step in enumerate(steps):
         epochs = range(1, len(step["losses"]) + 1)
         label = f"P = {step['layout']['ranks']}"
-        # Thick below thin, so that all of them can be seen.
+        # Thick below thin lines, so that all of them can be seen.
         width = 1.4 + 2.6 * (len(steps) - 1 - place)
         upper.plot(epochs, step["losses"], color=COLOURS[place], linewidth=width, label=label)
         if place:
@@ -181,7 +181,7 @@ def number(row: Content, value: str, unit: float) -> float | None:
 
 
 def short(name: str) -> str:
-    """`hpcgnn, 2 ranks x 1 thread` and `PyG CSR`, releases left out."""
+    """Return names such as `hpcgnn, 2 ranks x 1 thread` and `PyG CSR`, without releases."""
     return " ".join(
         word for word in name.split(" ") if not word.replace(".", "").isdigit() or "." not in word
     )

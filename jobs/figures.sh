@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Measures what docs/performance.md tells and draws its figures. Takes an hour on two cores.
+# Repeats the measurements of docs/performance.md and draws its figures. Takes an hour on two cores.
 #     jobs/figures.sh [FOLDER [NAME...]]
-# Results go to FOLDER (runs/bench), figures to FOLDER/figures; what is there already is kept. NAMEs
-# (a-sage, scale, ...) leave out the other measurements, so that it can be done in parts.
-# PEERS is the Python of the peers' environment (.venv-peers/bin/python, see env/peers.sh), MEMORY what a
-# job may take, SMALLER=10 divides the nodes of all graphs by 10: minutes, to see that all of it works.
+# Results go to FOLDER (runs/bench), figures to FOLDER/figures; existing results are kept. NAMEs
+# (a-sage, scale, ...) select measurements, so that they can be done in parts.
+# PEERS is the Python of the peers' environment (.venv-peers/bin/python, see env/peers.sh), MEMORY the limit of a
+# job; SMALLER=10 divides the nodes of all graphs by 10, for a test run of minutes.
 set -e
 : "${HPCGNN_HOME:=$(cd "$(dirname "$0")/.." && pwd)}"
 # shellcheck source=jobs/launch.sh
@@ -22,7 +22,7 @@ measure() {
     [ -e "$out/$name.json" ] || serial bench "$@" --json "$out/$name.json"
 }
 
-# epoch NAME OPTIONS...: beside peers.
+# epoch NAME OPTIONS...: with peers.
 epoch() {
     local name=$1
     shift

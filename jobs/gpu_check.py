@@ -1,4 +1,4 @@
-"""Prints what the parts of jobs/gpu_check.sh measured, a line each.
+"""Prints the measurements of the parts of jobs/gpu_check.sh, a line each.
 
 python jobs/gpu_check.py FOLDER PART...
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 def lines(folder: Path, parts: list[str]) -> Iterator[str]:
     """Kernels by width, with the share of a copy's speed; epochs by model.
 
-    A file that a part was ended in is named.
+    An incomplete file, of a part that was ended, is named.
     """
     files = [(path, [int(n) for n in re.findall("[0-9]+", path.name)]) for path in folder.iterdir()]
     for path, _ in sorted(files, key=lambda file: (file[0].name.split("-")[0], file[1], file[0])):
@@ -24,7 +24,7 @@ def lines(folder: Path, parts: list[str]) -> Iterator[str]:
         try:
             found = json.loads(path.read_text())
         except ValueError:
-            yield f"{path.name} is not whole"
+            yield f"{path.name} is incomplete"
             continue
         for row in found["rows"]:
             if found["what"] == "kernels":

@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# What to run first on a node with a GPU: whether everything works there, and how fast it is.
+# The first thing to run on a node with a GPU: checks that everything works there, and how fast.
 #     jobs/gpu_check.sh [PART...]
-# PARTs, all of them in this order unless some are named, each ended after so many seconds:
-#     doctor       60   which tools are there, and `hpcgnn doctor` on 1 rank and on 2: one kernel of
-#                       each kind beside the CPU's
-#     kernels     150   the tests of all kernels beside the CPU's
+# PARTs, by default all of them in this order, each with its limit in seconds:
+#     doctor       60   which tools are installed, and `hpcgnn doctor` on 1 rank and on 2: one kernel of
+#                       each kind compared with the CPU's
+#     kernels     150   the tests of all kernels against the CPU's
 #     runs        270   whole runs and every layer on ranks that share the GPU, messages by CUDA IPC
 #     epoch        90   `hpcgnn bench epoch` of three models
 #     speed       150   `hpcgnn bench kernels` in float32 and bfloat16
-#     sanitizer   120   one kernel of each kind under compute-sanitizer, where there is one
-#     counters     60   memory and issue activity of kernels by Nsight Compute, where it is there
+#     sanitizer   120   one kernel of each kind under compute-sanitizer, if installed
+#     counters     60   memory and issue activity of kernels by Nsight Compute, if installed
 # So a quarter of an hour is enough. Installs nothing: kernels and runs need the test environment.
-# Ends with a table and status 1 where a part failed; a part goes on where another failed. OUT
-# (runs/gpu_check) holds what each wrote so far, table.txt among it. BUDGET is the seconds of all
-# parts together, LIMIT those of every part in place of these. PYTHON, WORKERS (tests at a time, 8),
-# WIDTHS (of speed: "64 128 256 512"), NODES and EDGES (of speed), EPOCH_NODES, DEVICE (cuda) as you
-# like.
+# Ends with a table, and status 1 if a part failed; the other parts run all the same. OUT
+# (runs/gpu_check) holds the output of each so far, and table.txt. BUDGET is the seconds of all
+# parts together, LIMIT that of every part instead of these. PYTHON, WORKERS (tests at a time, 8),
+# WIDTHS (of speed: "64 128 256 512"), NODES and EDGES (of speed), EPOCH_NODES and DEVICE (cuda) can
+# be set too.
 # shellcheck disable=SC2329 # parts are called by their names
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -40,7 +40,7 @@ doctor() {
     mpiexec -n 2 "$python" -m hpcgnn doctor
 }
 
-# gpu_tests PATH...: several at a time where pytest can, with the seconds of each.
+# gpu_tests PATH...: several at a time if pytest can, with the seconds of each.
 gpu_tests() {
     if [ ! -d tests ]; then
         echo "skipped: tests come with a clone of hpcgnn, not with an installed package"
@@ -128,7 +128,7 @@ for part in "${parts[@]}"; do
         continue
     fi
     echo "== $part (at most $limit s)"
-    # Its limit ends a part with all that it has started.
+    # The limit ends a part with all processes that it has started.
     timeout --kill-after=10 "$limit" bash -euo pipefail -c \
         "device=(${device[*]}); $part" 2>&1 | tee "$out/$part.log" || status=$?
     said=ok

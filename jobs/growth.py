@@ -1,4 +1,4 @@
-"""How costs grow: with nodes, messages, heads, threads, ranks, and pieces of messages of one's own.
+"""Growth of costs with nodes, messages, heads, threads, ranks, and pieces of user-defined messages.
 
     OMP_WAIT_POLICY=passive mpiexec -n P python jobs/growth.py [NODES]
 
@@ -38,14 +38,14 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Cost:
-    """CPU seconds of all ranks, and numbers that are touched."""
+    """CPU seconds of all ranks, and numbers that are accessed."""
 
     seconds: float
     numbers: int
 
 
 def block(own: np.ndarray, other: np.ndarray, nodes: int, peer: int, here: bool) -> Block:
-    """Edges `other -> own` between local nodes, or from halo rows."""
+    """Return edges `other -> own` between local nodes, or from halo rows."""
     columns = other if here else np.unique(other, return_inverse=True)[1]
     order = np.lexsort((columns, own))
     rows, counts = np.unique(own, return_counts=True)
@@ -63,7 +63,7 @@ def block(own: np.ndarray, other: np.ndarray, nodes: int, peer: int, here: bool)
 
 
 def random_part(comm: Communicator, nodes: int, halo_buffer: int, mode: str) -> PartitionedGraph:
-    """This rank's part of a symmetric graph; both ends of a block draw its edges."""
+    """Return this rank's part of a symmetric graph; both ranks of a block draw its edges."""
     local = nodes // comm.size
     blocks, send_rows = [], []
     for peer in range(comm.size):
@@ -84,7 +84,7 @@ def random_part(comm: Communicator, nodes: int, halo_buffer: int, mode: str) -> 
 
 
 class Largest(nn.MessagePassing):
-    """A message in torch, a few edges at a time."""
+    """A message in torch, for a few edges at a time."""
 
     def __init__(self, piece: int) -> None:
         super().__init__(aggr=["max", "softmax"], piece=piece)
@@ -94,9 +94,11 @@ class Largest(nn.MessagePassing):
 
 
 def cost_of(graph: PartitionedGraph, width: int, step: Step) -> Cost:
-    """The least of three; the first call, which prepares, does not count."""
+    """Return the least of three costs; a first call for preparation does not count."""
     comm, blocks = graph.ring.comm, graph.in_edges.blocks
-    rows = sum(block.num_columns for block in blocks)  # local, and those that come in messages
+    rows = sum(
+        block.num_columns for block in blocks
+    )  # local ones, and those that arrive in messages
     edges = sum(block.num_edges for block in blocks)
     numbers = comm.allreduce((edges + rows) * width, where="numbers")
     step()
@@ -117,7 +119,7 @@ def there_and_back(
     mode: str = "sar",
     width: int = WIDTH,
 ) -> Cost:
-    """Forward and backward of a layer that reads and makes `width` columns."""
+    """Run forward and backward of a layer of `width` input and output columns."""
     graph = random_part(comm, nodes, buffer, mode)
     x = torch.randn(graph.num_local_nodes, width, requires_grad=True)
     return cost_of(graph, width, lambda: layer(graph, x).sum().backward())
@@ -159,7 +161,7 @@ def threads_of(cost: Callable[[], Cost]) -> Callable[[int], Cost]:
 
 
 def over_ranks(comm: Communicator, nodes: int, sizes: Iterable[int]) -> None:
-    """The same graph on the first 1, 2, 4, ... ranks."""
+    """Run on the same graph with the first 1, 2, 4, ... ranks."""
     costs = {}
     for size in sizes:
         some = comm.sub(range(size))

@@ -52,7 +52,7 @@ forward() {
     interrupted=yes
     [ -n "$step" ] || return 0
     echo "$(date '+%F %T') SIG$1: the ranks are told to write a checkpoint and stop"
-    # Slurm signals the step's processes themselves; srun passes a signal on as well, without slurmctld.
+    # Slurm signals the step's processes itself; srun also forwards a signal, without slurmctld.
     scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null || kill -USR1 "$step" || true
 }
 
@@ -69,7 +69,7 @@ launch() {
         python -P -m hpcgnn.cli.main "$@" &
     step=$!
     wait "$step" || status=$?
-    # A trap ends `wait` early with a status of its own: ask again.
+    # A trap ends `wait` early with its own status: wait again.
     while [ -n "$interrupted" ]; do
         interrupted=
         status=0

@@ -27,7 +27,7 @@ HPCGNN = (sys.executable, "-m", "hpcgnn")
 
 
 def train(part: Path, ranks: int, options: list[str], epochs: int, link: str) -> list[Any]:
-    """What the journal says of each epoch but the first."""
+    """Train; return the journal's records of all epochs but the first."""
     with tempfile.TemporaryDirectory() as folder:
         settings = [*options, f"--epochs={epochs}", f"--eval-every={epochs + 1}"]
         settings += ["--checkpoint-every=0", f"--run-dir={folder}/run"]
@@ -45,7 +45,7 @@ def epoch_seconds(records: list[Any]) -> float:
 
 
 def largest(value: Any) -> float:
-    """Of the ranks."""
+    """Return the largest value of all ranks."""
     return float(max(value.values()) if isinstance(value, dict) else value)
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     computing = epoch_seconds(alone) - waiting
     sent = largest(alone[-1]["bytes_sent"])
     print(f"{ranks} ranks, {sent / 1e6:.0f} MB sent by the busiest, undelayed: ", end="")
-    print(f"{epoch_seconds(alone):.3f} s, of which {waiting:.3f} s are waited for messages")
+    print(f"{epoch_seconds(alone):.3f} s, of which {waiting:.3f} s are waiting for messages")
     names = ("bandwidth", "epoch", "computing", "messages", "times the larger", "hidden")
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}", flush=True)
     for balance in args.balance:

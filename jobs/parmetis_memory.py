@@ -1,4 +1,4 @@
-"""What ParMETIS takes beside the graph it is given; `partition/problem.py` was fitted to it.
+"""Memory of ParMETIS besides the graph it is given; `partition/problem.py` was fitted to it.
 
     mpiexec -n RANKS python jobs/parmetis_memory.py PARTS [--narrow] GRAPH.h5...
 

@@ -1,4 +1,4 @@
-"""Runs a command and says how long it took and what all its processes held at most.
+"""Runs a command and writes its duration and the peak memory of all its processes.
 
     python jobs/peak.py OUT COMMAND...      writes "SECONDS MIB STATUS" to OUT
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def descendants(root: int) -> list[int]:
-    """Of process `root`, itself included."""
+    """Return the descendants of process `root`, including itself."""
     children: dict[int, list[int]] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -29,7 +29,7 @@ def descendants(root: int) -> list[int]:
 
 
 def held(process: int) -> int:
-    """Its share of the memory, in KiB."""
+    """Return the process's share of memory (PSS), in KiB."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits convert -> partition -> train -> predict, each after the one before has succeeded, and
+# Submits convert -> partition -> train -> predict, each to start after the previous one succeeded, and
 # prints the job ids.
 #
 #     jobs/pipeline.sh [--nodes N] [--ranks-per-node R] [--convert OPTIONS] SOURCE NAME [TRAIN OPTIONS]
@@ -9,7 +9,7 @@
 #
 # SOURCE ending in .h5 is a graph already and is not converted. Results: graphs/NAME.h5,
 # partitions/NAME.pP.h5 with P = N * R, runs/NAME/ with predictions.h5, one log per job. The same command
-# given again makes these files anew, and training goes on from its last checkpoint.
+# given again replaces these files, and training continues from its last checkpoint.
 set -euo pipefail
 
 usage() {
@@ -48,7 +48,7 @@ run_dir=runs/$name
 mkdir -p graphs partitions "$run_dir"
 
 previous=
-# submit VERB ARGS...: the job starts when the previous one has succeeded, and goes when it can't.
+# submit VERB ARGS...: the job starts when the previous one has succeeded, and is removed if it can't.
 submit() {
     local verb=$1 shape=(--nodes="$nodes" --ntasks-per-node="$HPCGNN_RANKS_PER_NODE") after=()
     shift
@@ -60,7 +60,7 @@ submit() {
     echo "$verb $previous"
 }
 
-# --force: what lies under these names was made by an earlier call of this script.
+# --force: files with these names were made by an earlier call of this script.
 case $source in
     *.h5) graph=$source ;;
     *) submit convert "$source" "$graph" --force "${convert_options[@]}" ;;

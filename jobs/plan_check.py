@@ -1,4 +1,4 @@
-"""Trains briefly, and puts what `hpcgnn plan` says beside what was measured.
+"""Trains briefly, and compares the estimates of `hpcgnn plan` with measurements.
 
     mpiexec -n 4 hpcgnn bench machine -o here.toml
     python jobs/plan_check.py here.toml WORK GRAPH.h5 ... --ranks 1 2 4
@@ -30,7 +30,7 @@ HPCGNN = (sys.executable, "-m", "hpcgnn.cli.main")
 
 
 def run(command: Sequence[object], ranks: int = 0) -> str:
-    """What a command prints; ends this script where it fails."""
+    """Return a command's output; end this script if it fails."""
     launcher = ["mpiexec", "-n", str(ranks)] if ranks else []
     words = [*launcher, *HPCGNN, *map(str, command)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -41,7 +41,7 @@ def run(command: Sequence[object], ranks: int = 0) -> str:
 
 
 def with_relations(graph: Path, work: Path, count: int = 8) -> Path:
-    """The same graph with a random relation for each edge."""
+    """Write the same graph with a random relation for each edge."""
     out = work / f"{graph.stem}.relations.h5"
     if out.exists():
         return out
@@ -52,7 +52,7 @@ def with_relations(graph: Path, work: Path, count: int = 8) -> Path:
         features = file["nodes/features"]
         width = features.shape[1] if isinstance(features, h5py.Dataset) else 0
         nodes["x"] = features[:] if width else np.zeros((len(pointer) - 1, 0), np.float32)
-    if not width:  # sparse ones would be made dense
+    if not width:  # sparse features would be made dense
         nodes["x"] = np.random.default_rng(0).normal(size=(len(pointer) - 1, 64))
     relation = np.random.default_rng(1).integers(0, count, len(source))
     import torch
@@ -76,11 +76,11 @@ def with_relations(graph: Path, work: Path, count: int = 8) -> Path:
 def measure(
     part: Path, ranks: int, options: list[str], epochs: int, folder: Path
 ) -> dict[str, Any]:
-    """Bytes above the imports of the largest rank, and seconds of an epoch by phase."""
+    """Return bytes above the imports on the largest rank, and seconds of an epoch by phase."""
     kept = folder / "printed.txt"
     if not kept.exists():
         settings = [*options, "--epochs", epochs, "--checkpoint-every", 0]
-        shutil.rmtree(folder, ignore_errors=True)  # one that did not end
+        shutil.rmtree(folder, ignore_errors=True)  # a run that did not end
         kept.write_text(run(["train", part, *settings, "--run-dir", folder], ranks))
     printed = kept.read_text()
     found = re.search(r"above imports: (?:.* to )?([\d.]+) (\wB)", printed)
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["gcn", "sage", "gat", "gatv2", "rgcn"])
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--options", default="--layers 3 --heads 4 --halo-buffer 16MiB")
-    parser.add_argument("--epochs", type=int, default=40, help="at most so many")
+    parser.add_argument("--epochs", type=int, default=40, help="the largest number of epochs")
     parser.add_argument("--seconds", type=float, default=8.0, help="of training, about")
     parser.add_argument("--details", action="store_true", help="a JSON object per line")
     args = parser.parse_args()
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def one(args: argparse.Namespace, graph: Path, ranks: int, model: str) -> None:
-    """Measures, plans and prints."""
+    """Measure, plan and print."""
     source = with_relations(graph, args.work) if model == "rgcn" else graph
     part = args.work / f"{source.stem}.p{ranks}.h5"
     if not part.exists():

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One rank of a Slurm step: runs "$@" with this rank's GPU, if the profile has given GPUs.
+# One rank of a Slurm step: runs "$@" with this rank's GPU, if the profile assigns GPUs.
 set -euo pipefail
 
-# USR1 asks training to stop. One that comes before it listens must not kill the rank.
+# USR1 asks training to stop. If it comes before training handles it, it must not kill the rank.
 trap '' USR1
 
 if [ -n "${HPCGNN_GPUS_PER_NODE:-}" ]; then

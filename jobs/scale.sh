@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# How far one machine goes: a graph of NODES nodes (10 million) with DEGREE edges each (20) is
+# Limits of one machine: a graph of NODES nodes (10 million) with DEGREE edges each (20) is
 # generated, partitioned by each method, planned for, and trained on for 3 epochs; prints a table.
 #     jobs/scale.sh [FOLDER]                        (default: runs/scale)
-# HPCGNN_RANKS (4), METHODS (auto kaminpar streaming; none leaves the parts of before), TRAIN (1; 0
-# leaves out plan and epochs), FEATURES (64) and HIDDEN (64) change it. Peak memory is that of all
-# processes of a stage together. Lines are added to a table that is there.
+# HPCGNN_RANKS (4), METHODS (auto kaminpar streaming; none keeps existing parts), TRAIN (1; 0
+# skips plan and epochs), FEATURES (64) and HIDDEN (64) change it. Peak memory is that of all
+# processes of a stage together. Lines are appended to an existing table.
 set -e
 : "${HPCGNN_HOME:=$(cd "$(dirname "$0")/.." && pwd)}"
 export HPCGNN_RANKS=${HPCGNN_RANKS:-4}

@@ -1,8 +1,8 @@
-"""What `partition --method streaming` holds while it assigns parts, before the parts are laid out.
+"""Memory of `partition --method streaming` while it assigns parts, before the layout.
 
     mpiexec -n RANKS python jobs/streaming_memory.py PARTS GRAPH.h5...
 
-A line per graph: the peak of the rank that takes most, from before the row pointers are read, less
+A line per graph: the peak of the rank that uses most, from before the row pointers are read, less
 what was resident then; and what the arrays that stay take of it, in bytes per node and rank.
 """
 

@@ -57,7 +57,7 @@ def random_graph(
     edge_width: int = 0,
     unlabelled: bool = False,
 ) -> Whole:
-    """Self-loops, parallel edges and isolated nodes included; the last node has no edge."""
+    """Return a random graph with self-loops and parallel edges; the last node is isolated."""
     rng = np.random.default_rng(seed)
     ends = rng.integers(0, max(num_nodes - 1, 1), (2, num_edges))
     if num_edges > 2:
@@ -89,7 +89,7 @@ def random_graph(
 
 
 def random_owner(num_nodes: int, num_parts: int, seed: int = 0) -> np.ndarray:
-    """A part per node; with three parts or more, part 1 stays empty."""
+    """Return a random part for each node; with three parts or more, part 1 stays empty."""
     rng = np.random.default_rng(seed)
     owner = rng.integers(0, num_parts, num_nodes).astype(np.int32)
     if num_parts >= 3:
@@ -111,9 +111,9 @@ def distribute(
     prefetch: int = 2,
     mode: str = "sar",
 ) -> PartitionedGraph:
-    """This rank's part of `whole`, through the same layout code as the command line.
+    """Return this rank's part of `whole`, by the same layout code as the command line.
 
-    Every rank lays out the whole graph alone, which takes no messages.
+    Every rank lays out the whole graph by itself, without messages.
     """
     size = comm.size
     owner = random_owner(whole.num_nodes, size) if owner is None else owner
@@ -144,7 +144,7 @@ def distribute(
 
 
 def collect(graph: PartitionedGraph, rows: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks in the order of node ids, on every rank."""
+    """Return the rows of all ranks in the order of node ids, on every rank."""
     pieces = graph.ring.comm.allgather((graph.node_ids.numpy(), rows.detach().numpy()))
     ids = np.concatenate([piece[0] for piece in pieces])
     values = np.concatenate([piece[1] for piece in pieces])
@@ -154,5 +154,5 @@ def collect(graph: PartitionedGraph, rows: torch.Tensor) -> torch.Tensor:
 
 
 def local(graph: PartitionedGraph, rows: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """This rank's rows of something given by node id."""
+    """Return this rank's rows of an array given by node id."""
     return torch.as_tensor(rows)[graph.node_ids].clone()

@@ -21,11 +21,11 @@ OUTPUTS = ("out", "err")
 
 
 class StandingJob:
-    """`ranks` ranks that `serve` below `folder`, from the first command on.
+    """A job whose `ranks` ranks `serve` commands below `folder`, started by the first command.
 
     `start(place, pid)` starts them: `mpiexec` with a program that calls `serve(run, place, pid)`.
-    One that has died is started again by the next command. Each rank reads its orders from a named
-    pipe: one that looked for files again and again would take as long as the tests beside it.
+    A dead job is started again by the next command. Each rank reads its orders from a named
+    pipe, since polling for files would slow down the tests that run at the same time.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class StandingJob:
         self._orders: list[TextIO] = []
 
     def run(self, *command: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-        """One command on all ranks, in this process's folder.
+        """Run one command on all ranks, in this process's folder.
 
-        The largest status, or the job's where it died of it; rank 0's output; all errors.
+        Return the largest status, or the job's if it died; rank 0's output; all errors.
         """
         if self._job is None or self._job.poll() is not None:
             self._lives, self._number = self._lives + 1, 0
@@ -77,7 +77,7 @@ class StandingJob:
         try:
             self._job.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            self._job.terminate()  # and with it the ranks
+            self._job.terminate()  # and the ranks with it
             self._job.wait()
         self._close()
 
@@ -92,14 +92,14 @@ class StandingJob:
 
 
 def serve(run: Callable[[list[str]], int], folder: str, pid: str) -> int:
-    """`run(command)` for each order from process `pid`, until one says to end or it is gone.
+    """Call `run(command)` for each order from process `pid`, until told to end or it is gone.
 
     `python -m tests.standing_job FOLDER PID`: with commands of hpcgnn.
     """
     from hpcgnn.comm.launcher import launched
 
     rank, _ = launched()
-    if not Path(f"/proc/{pid}").exists():  # nobody to open the other end
+    if not Path(f"/proc/{pid}").exists():  # no process opens the other end
         return 1
     with _orders(Path(folder), rank).open() as orders:
         for number, line in enumerate(orders, start=1):
@@ -131,7 +131,7 @@ def _orders(place: Path, rank: int) -> Path:
 
 
 def _pipe(path: Path) -> TextIO:
-    """A new named pipe, to be written; open for reading too, as nobody reads yet."""
+    """Open a new named pipe for writing, and for reading too, since it has no reader yet."""
     os.mkfifo(path)
     return os.fdopen(os.open(path, os.O_RDWR), "w")
 

@@ -1,4 +1,4 @@
-"""What the package says is one line, whatever the names and values in it."""
+"""Messages of the package are one line, whatever names and values they contain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hpcgnn.errors import InputError, printable, say
         ("graph\udcff.h5", r"graph\udcff.h5"),
     ],
 )
-def test_what_a_terminal_would_obey_is_escaped(text, shown, capsys):
+def test_terminal_control_sequences_are_escaped(text, shown, capsys):
     shown = text if shown is None else shown
     assert printable(text) == printable(shown) == shown
     say(text, text)
@@ -31,7 +31,7 @@ def test_what_a_terminal_would_obey_is_escaped(text, shown, capsys):
     assert capsys.readouterr().err == f"[rank 1] {shown}\nhpcgnn: error: rank 1: {shown}\n"
 
 
-def test_values_of_any_length_leave_a_line_that_can_be_read():
+def test_long_values_are_shortened():
     text = str(InputError("must be a number", value="9" * 5000))
     assert len(text) < 250 and text.startswith("must be a number (found '999")
 

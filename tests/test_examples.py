@@ -1,4 +1,4 @@
-"""Each example runs on the ranks of the test, as its first lines say; what it claims is so."""
+"""Each example runs on the ranks of the test as its first lines show, with the claimed results."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_examples_learn(comm, part, name):
         )
 
 
-def test_what_the_page_on_models_shows_trains(comm, part, monkeypatch):
+def test_the_models_of_the_page_on_models_train(comm, part, monkeypatch):
     program, losses = (code for _, code in blocks("python", "docs/your_model.md"))
     assert "epochs=100" in program
     monkeypatch.chdir(part.parent)
@@ -98,8 +98,8 @@ def test_what_the_page_on_models_shows_trains(comm, part, monkeypatch):
     assert len(records(Path("runs/several"))) == 2
 
 
-def test_a_resumed_run_goes_on_where_it_is_logged(comm, part, monkeypatch):
-    """In one run there, by its id, with the steps and names that the epochs have here."""
+def test_a_resumed_run_continues_its_log(comm, part, monkeypatch):
+    """It is one run there, by its id, with the same steps and names as the epochs here."""
     opened, steps = [], []
 
     class Run:
@@ -134,7 +134,7 @@ def test_a_notebook_needs_no_launcher(comm, part, monkeypatch, capsys):
 
 
 def in_pyg(folder: Path) -> dict:
-    """The moved script's `make_graph` and `Net` with PyTorch Geometric's layers again."""
+    """Return the ported script's `make_graph` and `Net` with PyTorch Geometric's layers."""
     text = (EXAMPLES / "moved_from_pyg.py").read_text()
     assert text.count("from hpcgnn.nn.pyg import") == 1
     (folder / "original.py").write_text(text.replace("hpcgnn.nn.pyg", "torch_geometric.nn"))
@@ -142,7 +142,7 @@ def in_pyg(folder: Path) -> dict:
 
 
 def original_losses(script: dict, data, start: dict, weight: torch.Tensor) -> list[float]:
-    """The loop of the script as it was, on one process: 20 epochs without dropout."""
+    """Run the original script's loop on one process: 20 epochs without dropout."""
     model = script["Net"](data.num_features, 64, 2, dropout=0.0)
     model.load_state_dict(start)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1e-3)
@@ -161,7 +161,7 @@ def original_losses(script: dict, data, start: dict, weight: torch.Tensor) -> li
     return losses
 
 
-def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
+def test_a_pyg_script_is_ported_by_changing_its_imports(comm, shared_path, tmp_path):
     pytest.importorskip("torch_geometric")
     moved, original = load("moved_from_pyg"), in_pyg(tmp_path)
     data = moved["make_graph"](nodes=1000)
@@ -194,13 +194,13 @@ def test_a_script_of_pyg_moves_by_its_imports(comm, shared_path, tmp_path):
     trainer.run()
     comm.barrier()
     found = [record["loss"] for record in records(shared_path / "run")]
-    # Adam makes more of rounding from step to step; how much, differs between processors.
+    # Adam amplifies rounding from step to step, by amounts that differ between processors.
     np.testing.assert_allclose(found[:12], expected[:12], atol=1e-5, rtol=0)
     np.testing.assert_allclose(found, expected, rtol=2e-3)
     assert expected[-1] < 0.9 * expected[0]
 
 
-def test_the_moved_script_runs(comm, shared_path, monkeypatch):
+def test_the_ported_script_runs(comm, shared_path, monkeypatch):
     pytest.importorskip("torch_geometric")
     script = load("moved_from_pyg")
     small = script["make_graph"](nodes=200)

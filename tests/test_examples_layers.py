@@ -36,7 +36,7 @@ def records(folder: Path) -> list[dict]:
 
 
 def trained(name: str, comm: Communicator, folder: Path, **sizes: int) -> list[dict]:
-    """What the example writes into metrics.jsonl."""
+    """Return the records that the example writes to metrics.jsonl."""
     example(name).train(comm, folder, **sizes)
     comm.barrier()
     return records(folder)
@@ -73,7 +73,7 @@ def test_its_graph_trains_from_the_command_line(comm, shared_path, capsys):
 
 
 def test_several_ranks_print_what_one_prints(mpirun, tmp_path):
-    """As the first line of the example says, but on a small mesh."""
+    """As in the first line of the example, but on a small mesh."""
     pytest.importorskip("scipy")
     script = (EXAMPLES / "mesh_regression.py").read_text()
     small = script.replace("side=30, epochs=100", "side=8, epochs=3")

@@ -1,4 +1,4 @@
-"""The examples of tasks run on the ranks of the test, as their first lines say."""
+"""The examples of tasks run on the ranks of the test, as their first lines show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(name: str, *arguments: object, **options: object) -> None:
 
 
 def write_edges(folder: Path, count: int, groups: int) -> None:
-    """`edges.csv` between nodes of one group mostly, and `x.npy`; the nodes are named from 500."""
+    """Write `edges.csv`, mostly within groups, and `x.npy`; ids of nodes start at 500."""
     rng = np.random.default_rng(count)
     ends = rng.integers(0, count, (2, 8 * count))
     ends = ends[:, (ends[0] % groups == ends[1] % groups) | (rng.random(8 * count) < 0.05)]
@@ -36,7 +36,7 @@ def write_edges(folder: Path, count: int, groups: int) -> None:
     np.save(folder / "x.npy", rng.normal(size=(count, 6)).astype(np.float32))
 
 
-def test_link_prediction(comm, shared_path, monkeypatch):
+def test_the_link_prediction_example_learns(comm, shared_path, monkeypatch):
     monkeypatch.chdir(shared_path)
     if comm.rank == 0:
         write_edges(shared_path, 40, 4)
@@ -62,7 +62,7 @@ def test_link_prediction(comm, shared_path, monkeypatch):
     assert rows and all(int(row["source_id"]) >= 500 for row in rows)
 
 
-def test_new_graph(comm, shared_path, monkeypatch):
+def test_the_new_graph_example_runs(comm, shared_path, monkeypatch):
     monkeypatch.chdir(shared_path)
     if comm.rank == 0:
         write_edges(shared_path, 35, 2)
@@ -91,5 +91,5 @@ def test_new_graph(comm, shared_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["link_prediction", "new_graph"])
-def test_are_short(name):
+def test_examples_are_short(name):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80

@@ -1,4 +1,4 @@
-"""What docs/exchange.md shows runs, in this process."""
+"""The code in docs/exchange.md runs, in this process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from tests.test_readme import blocks
 
 
-def test_what_the_page_shows_runs(mpirun, tmp_path, monkeypatch):
+def test_the_code_of_the_page_runs(mpirun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, second = (code for _, code in blocks("python", "docs/exchange.md"))
     names: dict[str, object] = {}

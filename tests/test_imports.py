@@ -1,4 +1,4 @@
-"""The rooms of the package: imports point downward only, in no circle; each class has one name."""
+"""The package's structure: imports point downward only, without cycles; class names are unique."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "hpcgnn"
-# From the top down; a room may use those below it. Names in one line stand beside each other.
+# From the top down; a folder may use those below it. Names in one line are on the same level.
 ROOMS = [
     {"__init__"},
     {"__main__"},
@@ -47,7 +47,7 @@ def nodes(module: str) -> list[ast.AST]:
 
 
 def imports(module: str) -> set[str]:
-    """Modules of ours that `module` imports, for types alone and inside functions too."""
+    """Return our modules that `module` imports, including for types and inside functions."""
     found = set()
     for node in nodes(module):
         if isinstance(node, ast.Import):
@@ -63,7 +63,7 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def test_every_room_has_its_place():
+def test_every_package_has_a_level():
     assert {room_of(module) for module in MODULES} <= LEVEL.keys()
 
 
@@ -77,7 +77,7 @@ def test_imports_point_downward():
     assert not upward
 
 
-def test_no_circles():
+def test_there_are_no_import_cycles():
     graph = {module: imports(module) for module in MODULES if module != "hpcgnn"}
     try:
         list(TopologicalSorter(graph).static_order())
@@ -85,7 +85,7 @@ def test_no_circles():
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_no_module_stands_beside_a_folder_of_its_name():
+def test_no_module_has_the_name_of_a_folder_beside_it():
     folders = {path for path in PACKAGE.rglob("*") if path.is_dir()}
     assert not {path for path in folders if path.with_suffix(".py").exists()}
 

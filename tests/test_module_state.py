@@ -1,4 +1,4 @@
-"""What a module names stays as it was made: no function changes it, and none says `global`."""
+"""Module variables are never changed: no function modifies them or uses `global`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHANGING |= {"update", "popitem", "sort", "appendleft"}
 
 
 def changes(source: str) -> list[str]:
-    """Lines in which a function changes what the module named."""
+    """Return the lines in which a function changes a module variable."""
     tree = ast.parse(source)
     named = {
         target.id
@@ -42,7 +42,7 @@ def own_names(function: ast.FunctionDef) -> set[str]:
 
 
 def changed_by(node: ast.AST) -> str | None:
-    """The name at the start of what is assigned into, or told to change."""
+    """Return the name that is assigned into, or on which a changing method is called."""
     target: ast.AST | None = None
     if isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load):
         target = node.value
@@ -70,5 +70,5 @@ def test_no_function_changes_what_its_module_names():
         ("return KEPT[1]", 0),
     ],
 )
-def test_changes_are_found(line, count):
+def test_changes_of_module_state_are_detected(line, count):
     assert len(changes(f"KEPT = {{}}\ndef f():\n    {line}\n")) == count

@@ -1,4 +1,4 @@
-"""What `import hpcgnn` offers, and what it costs."""
+"""The names that `import hpcgnn` provides, and what the import costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import hpcgnn
 from hpcgnn.cli.main import VERBS
 
 
-def test_names_are_found_at_their_first_use():
+def test_public_names_are_imported_at_first_use():
     from hpcgnn.nn.sage import SAGEConv
     from hpcgnn.partition.load import load_partition
 
@@ -29,8 +29,8 @@ def test_names_are_found_at_their_first_use():
         hpcgnn.soup  # noqa: B018
 
 
-def test_what_a_wheel_holds(tmp_path):
-    """The compiled kernels lie among the sources here; everything else is put together anew."""
+def test_the_contents_of_a_wheel(tmp_path):
+    """The compiled kernels are among the sources here; everything else is built again."""
     root = Path(__file__).parents[1]
     build = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path]
     build += ["build_py", "--build-lib", tmp_path / "lib"]
@@ -69,8 +69,8 @@ print({*sys.modules} & {"torch", "mpi4py", "h5py"} or "neither", before == dict(
     assert done.stdout.strip() == "neither True", done.stderr
 
 
-def test_the_command_is_read_before_torch_is_loaded():
-    """A signal is heard, and a mistyped option answered, before the seconds that torch takes."""
+def test_the_command_line_is_parsed_before_torch_is_loaded():
+    """Signals are handled, and mistyped options reported, before the seconds that torch takes."""
     verbs = sorted(set(VERBS) - {"plan"})
     program = """
 import importlib, sys
@@ -84,7 +84,7 @@ for verb in sys.argv[1:]:
 
 
 @pytest.mark.parametrize(("result", "status"), [("None", 0), ("0", 0), ("3", 3)])
-def test_run_ends_with_the_status_of_main(monkeypatch, result, status):
+def test_run_exits_with_the_status_of_main(monkeypatch, result, status):
     told = []
     monkeypatch.setattr("hpcgnn.system.set_up", lambda: told.append("memory"))
     monkeypatch.setattr("hpcgnn.comm.world.run", lambda main, timeout: main("comm"))

@@ -1,4 +1,4 @@
-"""What other code runs: nothing of the current folder."""
+"""Programs that the package runs: none from the current folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_programs_are_found_in_absolute_folders_only(folder, monkeypatch):
+def test_programs_are_searched_only_in_absolute_folders(folder, monkeypatch):
     monkeypatch.setenv("PATH", ":.:/nowhere:")
     assert find_program("squeue") is None
     monkeypatch.setenv("PATH", f".:{folder}")
@@ -80,14 +80,14 @@ def test_the_pipeline_can_be_submitted_again(tmp_path, source):
     assert ("|--features|kind,f*|--na|not known|" in jobs[0]) == (verbs[0] == "convert")
 
 
-def test_a_relative_cache_of_kernels_is_refused(monkeypatch):
+def test_a_relative_kernel_cache_is_refused(monkeypatch):
     monkeypatch.setenv("CUPY_CACHE_DIR", "cache")
     with pytest.raises(InputError, match="CUPY_CACHE_DIR must be absolute"):
         launch._cupy.__wrapped__()
 
 
 @pytest.mark.mpi
-def test_growth_is_measured(comm, monkeypatch, capfd):
+def test_the_growth_script_measures(comm, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["growth.py", "400"])
     threads = torch.get_num_threads()
     runpy.run_path(str(ROOT / "jobs/growth.py"))["main"](comm)
@@ -99,8 +99,8 @@ def test_growth_is_measured(comm, monkeypatch, capfd):
     assert all(re.search(shown, line) for line in lines)
 
 
-def test_overlap_is_measured(monkeypatch, capsys):
-    """Of epochs that take 3 s, of which 1 s is waited, and as long as both over any link."""
+def test_the_overlap_script_measures(monkeypatch, capsys):
+    """Epochs take 3 s, of which 1 s is waiting; over a link they take work plus transfer."""
     program = runpy.run_path(str(ROOT / "jobs/overlap.py"))
     main, links = program["main"], []
 

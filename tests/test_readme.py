@@ -1,4 +1,4 @@
-"""The documents: commands run or parse, links lead somewhere.
+"""The documentation: commands run or parse, links have targets.
 
 README.md's script trains; messages and options in docs exist.
 """
@@ -40,7 +40,7 @@ def text_of(page: str) -> str:
 
 
 def blocks(language: str, document: str = "README.md") -> list[tuple[str, str]]:
-    """`(remark, code)` of each block of a language."""
+    """Return `(remark, code)` of each block of a language."""
     text = (ROOT / document).read_text(encoding="utf-8")
     return [(remark, code) for remark, found, code in BLOCK.findall(text) if found == language]
 
@@ -80,7 +80,7 @@ def shell(loaded_python, tmp_path):
 
 
 def commands(script: str) -> Iterator[tuple[int, list[str]]]:
-    """`(ranks, words)` of each line of a script of hpcgnn's commands; 0 ranks without mpiexec."""
+    """Yield `(ranks, words)` of each line of a script of commands; 0 ranks without mpiexec."""
     for line in script.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         ranks = 0
@@ -91,7 +91,7 @@ def commands(script: str) -> Iterator[tuple[int, list[str]]]:
             yield ranks, words[1:]
 
 
-def test_commands_for_one_machine_run(mpirun, tmp_path, monkeypatch):
+def test_commands_of_the_readme_run_on_one_machine(mpirun, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 300)
@@ -119,7 +119,7 @@ def test_commands_for_one_machine_run(mpirun, tmp_path, monkeypatch):
 
 
 def test_the_first_commands_learn(mpirun, tmp_path, monkeypatch):
-    """Defaults of `generate` and `train`: nine tenths of all nodes are right after 20 epochs."""
+    """With the defaults of `generate` and `train`, 90 % of all nodes are right after 20 epochs."""
     monkeypatch.chdir(tmp_path)
     ((_, code),) = blocks("sh", "docs/index.md")
     out = ""
@@ -159,7 +159,7 @@ def test_commands_for_contributors_run(shell):
 @pytest.mark.parametrize(
     "document", ["README.md", "CONTRIBUTING.md", "docs/slurm.md", "docs/accuracy.md"]
 )
-def test_commands_that_are_not_run_parse_and_exist(document):
+def test_commands_that_the_tests_do_not_run_are_valid(document):
     kept = [(remark, code) for remark, code in blocks("sh", document) if remark]
     assert kept
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -185,8 +185,8 @@ def test_commands_of_the_page_on_layers_run(comm, tmp_path, monkeypatch):
         call(comm, importlib.import_module(f"hpcgnn.cli.{verb}"), *options)
 
 
-def test_every_snippet_runs_or_says_why_not():
-    """Of each page, a test takes the snippets; one that no test takes is marked."""
+def test_every_snippet_runs_or_is_marked_with_a_reason():
+    """The snippets of each page are run by a test; those that are not are marked."""
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
     taken = set(re.findall(r'blocks\("(\w+)", "([\w./]+)"\)', tests)) | {("python", "README.md")}
     for document in DOCUMENTS:
@@ -199,7 +199,7 @@ def test_every_snippet_runs_or_says_why_not():
         assert re.findall(commands, prose, re.MULTILINE) == [], name  # in blocks, to be marked
 
 
-def test_a_graph_written_as_the_page_says_is_read(tmp_path, monkeypatch):
+def test_a_graph_written_as_documented_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ((_, code),) = blocks("python", "docs/file_formats.md")
     exec(code, {})
@@ -223,13 +223,13 @@ def test_the_reference_has_every_public_name():
 
 
 def anchors(text: str) -> set[str]:
-    """What `#...` may name in a document, as GitHub makes it from the headings."""
+    """Return the anchors of a document, as GitHub makes them from the headings."""
     titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document):
+def test_link_targets_exist(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
         if target.startswith("http"):
             continue
@@ -240,7 +240,7 @@ def test_links_lead_somewhere(document):
             assert heading in anchors(found.read_text(encoding="utf-8")), target
 
 
-def test_files_that_contributors_are_told_of_exist():
+def test_files_named_in_contributing_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = re.findall(r"`((?:src|tests|docs)/[\w./-]+)`", text)
     assert named
@@ -248,7 +248,7 @@ def test_files_that_contributors_are_told_of_exist():
         assert "NAME" in path or (ROOT / path).exists(), path
 
 
-def test_the_changelog_and_the_citation_say_when():
+def test_the_changelog_and_the_citation_have_dates():
     log = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.findall(r"^## \[(\d[\w.]*)\](.*)$", log, re.MULTILINE)
     assert released and all(re.fullmatch(r" - \d{4}-\d\d-\d\d", date) for _, date in released)
@@ -258,11 +258,11 @@ def test_the_changelog_and_the_citation_say_when():
     assert f"\ndate-released: {date.removeprefix(' - ')}\n" in citation
 
 
-def test_messages_are_those_of_the_program():
+def test_documented_messages_exist_in_the_program():
     table = text_of("failures.md").partition("| message |")[2]
     sources = [*(ROOT / "src").rglob("*.py"), ROOT / "jobs" / "launch.sh"]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
-    text = re.sub(r'"\s*\\?\n\s*f?"', "", text)  # literals that go on in the next line
+    text = re.sub(r'"\s*\\?\n\s*f?"', "", text)  # literals that continue in the next line
     rows = [line.split("|")[1] for line in table.splitlines()[1:] if line.startswith("|")]
     messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
     assert len(messages) > 20
@@ -270,7 +270,7 @@ def test_messages_are_those_of_the_program():
         assert message in text, message
 
 
-def test_verbs_and_options_are_those_of_the_program():
+def test_documented_verbs_and_options_exist_in_the_program():
     text = text_of("options.md")
     table = text[text.index("| verb |") : text.index("## Options of")]
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", table, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What the process's surroundings are taken to be."""
+"""Detection of the process's environment."""
 
 import os
 import subprocess
@@ -18,7 +18,9 @@ from hpcgnn import system
         ("GenuineIntel", 6, None, None),
     ],
 )
-def test_slow_sorts_are_left_out_where_they_are(monkeypatch, vendor, family, given, expected):
+def test_slow_numpy_sorts_are_disabled_on_affected_processors(
+    monkeypatch, vendor, family, given, expected
+):
     facts = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: avx512f\n\n"
     monkeypatch.setattr(system, "_read", {"/proc/cpuinfo": 2 * facts}.get)
     monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", str(given))

@@ -14,7 +14,7 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then
     source "$HPCGNN_HOME/env/perlmutter_modules.sh" cpu
     SRUN_OPTIONS=(--mpi=cray_shasta --ntasks-per-node="$HPCGNN_RANKS_PER_NODE"
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-32}" --cpu-bind=cores)
-    # Without GPUs the GPU side of Cray MPICH ends the process.
+    # Without GPUs, Cray MPICH's GPU support ends the process.
     export MPICH_GPU_SUPPORT_ENABLED=0
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-16} OMP_PLACES=cores OMP_PROC_BIND=close
 fi

@@ -16,7 +16,7 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-32}" --cpu-bind=cores
         --gpus-per-node=4 --gpu-bind=none)
     export HPCGNN_GPUS_PER_NODE=4
-    # Kernels compiled for the GPU: home is slow when all nodes read it, and /tmp is anybody's.
+    # Cache of compiled GPU kernels: home is slow when all nodes read it, and /tmp is shared by all users.
     export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-${SCRATCH:-$HOME}/hpcgnn-cupy}
     export MPICH_GPU_SUPPORT_ENABLED=1 MPICH_OFI_NIC_POLICY=GPU
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-16} OMP_PLACES=cores OMP_PROC_BIND=close

@@ -8,5 +8,5 @@ HPCGNN_RANKS_PER_NODE=${SLURM_NTASKS_PER_NODE:-1}
 HPCGNN_VENV=${HPCGNN_VENV:-${VIRTUAL_ENV:-$HPCGNN_HOME/.venv}}
 SRUN_OPTIONS=(--mpi="${HPCGNN_SRUN_MPI:-pmi2}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-# Kernels compiled for GPUs, where there are some: not in home if the site has a faster place.
+# Cache of compiled GPU kernels, if there are GPUs: not in home if the site has a faster place.
 [ -z "${SCRATCH:-}" ] || export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-$SCRATCH/hpcgnn-cupy}

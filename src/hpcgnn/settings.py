@@ -153,7 +153,7 @@ def parse_size(text: str) -> int:
     try:
         size = int(float(number) * units[unit])
     except (KeyError, ValueError, OverflowError):
-        raise InputError("not a size; write it like 256MiB", value=text) from None
+        raise InputError("not a size; write it as in 256MiB", value=text) from None
     if size <= 0:
         raise InputError("a size must be above 0", value=text)
     if size > MOST_BYTES:
@@ -173,11 +173,13 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"can't be read: {error.strerror}", file=path) from None
     if len(content) > MOST_TEXT:
-        raise InputError(f"is longer than {MOST_TEXT >> 20} MiB: it holds no settings", file=path)
+        raise InputError(
+            f"is longer than {MOST_TEXT >> 20} MiB: this is not a settings file", file=path
+        )
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"is no UTF-8: {error}", file=path) from None
+        raise InputError(f"is not UTF-8: {error}", file=path) from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

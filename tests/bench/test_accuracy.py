@@ -1,4 +1,4 @@
-"""Seconds to an accuracy are of training alone; samples learn the same model."""
+"""Seconds to an accuracy count training only; sampled training learns the same model."""
 
 import json
 
@@ -13,25 +13,25 @@ from hpcgnn.bench.training import Training
 TRAINING = Training([1.0, 2.0, 3.0, 4.0], [0.0] * 4, scores=[None, 0.5, 0.8, 0.7])
 
 
-def test_the_first_epoch_that_reaches_it_counts():
+def test_the_first_epoch_that_reaches_the_target_counts():
     race = Race.of("ours", TRAINING, 0.75)
     assert (race.seconds, race.epoch, race.best) == (6.0, 3, 0.8)
     assert race.curve == ((3.0, 0.5), (6.0, 0.8), (10.0, 0.7))
     assert race.cells() == ["ours", "6 s", "3 epochs", "80.00 %"]
 
 
-def test_who_does_not_reach_it():
+def test_contenders_below_the_target_are_shown_as_such():
     assert Race.of("a", TRAINING, 0.9).cells() == ["a", "not reached", "3 epochs", "80.00 %"]
-    assert Race.of("b", Training([1.0], [1.0]), 0.9).cells() == ["b", "it scored nothing"]
+    assert Race.of("b", Training([1.0], [1.0]), 0.9).cells() == ["b", "it reported no scores"]
     assert Race.of("c", Training(problem="no pyg-lib"), 0.9).cells() == ["c", "no pyg-lib"]
 
 
-def test_neighbours_of_each_layer():
+def test_number_of_sampled_neighbours_per_layer():
     assert [list(fanout(n)) for n in (1, 3, 4)] == [[15], [15, 10, 5], [15, 10, 5, 5]]
 
 
 def test_a_sampler_trains_until_the_accuracy_is_reached(tmp_path, monkeypatch):
-    """Steps on batches that hold the whole graph."""
+    """The batches hold the whole graph."""
     pytest.importorskip("torch_geometric")
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 20)

@@ -1,4 +1,4 @@
-"""The comparison of epochs: order, arithmetic, one line for each, and equal losses."""
+"""The comparison of epochs: order of the runs, arithmetic, one line per contender, equal losses."""
 
 import json
 from contextlib import redirect_stdout
@@ -33,7 +33,7 @@ class Fake:
         return self.trainings.pop(0)
 
 
-def test_turns_go_to_and_fro_and_spare_who_failed():
+def test_every_other_turn_runs_in_reverse_order_without_failed_contenders():
     asked = []
     well = [Training([1.0], [1.0]) for _ in range(3)]
     contenders = [
@@ -70,7 +70,7 @@ def test_the_floor_counts_products_and_gathers():
 
 @pytest.fixture
 def bench(tmp_path, monkeypatch):
-    """Verbs of ours run in this process."""
+    """Return a Bench whose hpcgnn commands run in this process."""
 
     def ours(arguments, ranks, limits):
         out = StringIO()
@@ -106,7 +106,7 @@ def test_peers_start_from_our_weights_and_reach_our_losses(bench, graph, kind):
 
 
 @pytest.mark.slow
-def test_a_report_names_who_failed_and_can_be_drawn(bench, graph, tmp_path):
+def test_a_report_names_failed_contenders_and_can_be_plotted(bench, graph, tmp_path):
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\necho a line\nexit 3\n")
     fake.chmod(0o755)
@@ -116,7 +116,7 @@ def test_a_report_names_who_failed_and_can_be_drawn(bench, graph, tmp_path):
     lines = report.lines()
     assert any(line.startswith("hpcgnn, 1 rank x 1 thread") for line in lines)
     assert any(line.split() == ["DGL", "a", "line"] for line in lines)
-    assert lines[-1] == "no peer could train: env/peers.sh makes an environment that has them"
+    assert lines[-1] == "no peer could train: env/peers.sh makes an environment with peers"
     pytest.importorskip("matplotlib")
     outputs = output.Outputs(tmp_path / "r.json", tmp_path / "r.svg", force=False)
     outputs.check()
@@ -133,7 +133,7 @@ def test_a_report_names_who_failed_and_can_be_drawn(bench, graph, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["r.json", "r.svg", "r.png"])
-def test_files_of_somebody_else_are_left(tmp_path, name):
+def test_files_written_by_others_are_not_replaced(tmp_path, name):
     path = tmp_path / name
     plot = None if name == "r.json" else path
     outputs = output.Outputs(None if plot else path, plot, force=True)
@@ -144,7 +144,7 @@ def test_files_of_somebody_else_are_left(tmp_path, name):
         assert path.read_bytes() == content
 
 
-def test_a_place_that_takes_no_file_is_refused_before_anything_is_measured(tmp_path):
+def test_an_unwritable_output_is_refused_before_anything_is_measured(tmp_path):
     for outputs in (
         output.Outputs(tmp_path / "no" / "r.json", None, force=True),
         output.Outputs(None, tmp_path / "no" / "r.png", force=False),
@@ -156,13 +156,13 @@ def test_a_place_that_takes_no_file_is_refused_before_anything_is_measured(tmp_p
 
 
 @pytest.mark.slow
-def test_without_peers_ours_are_shown(bench, graph):
+def test_without_peers_only_hpcgnn_is_shown(bench, graph):
     settings = EpochSettings([Layout(1, 1)], 1, 1)
     report = compare_epochs(bench, graph, ModelShape("sage", 1, 8, 1), settings, None)
     assert len(report.rows) == 1 and report.lines()[-1].startswith("no peers: ")
 
 
-def test_graphs_that_peers_would_read_otherwise_are_refused(bench, tmp_path):
+def test_graphs_that_peers_would_read_differently_are_refused(bench, tmp_path):
     np.savez(
         tmp_path / "w.npz",
         edge_index=np.array([[0, 1], [1, 0]]),

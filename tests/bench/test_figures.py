@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).parents[2] / "jobs" / "figures.py"
 
 
 @pytest.mark.slow
-def test_figures(tmp_path):
+def test_every_figure_can_be_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     layouts = [Layout(1, 1), Layout(2, 1)]
     size, shape = GraphSize(10, 20, 1, 2), ModelShape("sage", 2, 8, 1)

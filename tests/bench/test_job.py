@@ -1,4 +1,4 @@
-"""Programs are watched: what they say, how they fail, and that nothing of them stays."""
+"""Running other programs: their answers, their failures, and that no process of them remains."""
 
 import os
 import sys
@@ -25,8 +25,10 @@ def test_an_answer_is_the_last_line():
 
 
 @pytest.mark.parametrize("output", ["", "words", "[1]", "{", "{" * 100_000])
-def test_no_answer(output):
-    assert job.answer(Ended(output, None)) == {"problem": "its answer is no JSON object of results"}
+def test_missing_or_invalid_answers_are_reported(output):
+    assert job.answer(Ended(output, None)) == {
+        "problem": "its answer is not a JSON object of results"
+    }
 
 
 def test_a_failure_is_one_line():
@@ -40,17 +42,17 @@ def test_a_failure_is_one_line():
     assert ended.problem == "mpiexec was run as root."
 
 
-def test_one_that_is_killed():
+def test_a_killed_program_is_reported():
     ended = python("import os; os.kill(os.getpid(), 9)")
-    assert ended.problem == "killed, as for lack of memory"
+    assert ended.problem == "killed, probably for lack of memory"
 
 
-def test_a_program_that_is_not_there(tmp_path):
+def test_a_missing_program_is_reported(tmp_path):
     ended = job.run([str(tmp_path / "none")], dict(os.environ), LIMITS)
     assert ended.problem == "can't be started: No such file or directory"
 
 
-def test_one_that_takes_too_much_memory_is_ended_with_its_children(tmp_path):
+def test_a_job_above_its_memory_limit_is_ended_with_its_children(tmp_path):
     file = tmp_path / "child"
     child = "x = bytearray(200_000_000); import time; time.sleep(60)"
     code = (
@@ -72,13 +74,13 @@ def _runs(pid):
     return state is not None and state.letter != "Z"
 
 
-def test_one_that_takes_too_long():
+def test_a_job_above_its_time_limit_is_ended():
     assert python("import time; time.sleep(60)", Limits(0.2, 1 << 40)).problem == (
         "not done after 0.2 s"
     )
 
 
-def test_ranks():
+def test_layouts_of_ranks_and_threads_are_parsed():
     assert Layout.parse("4x2") == Layout(4, 2) and Layout.parse("3") == Layout(3, 1)
     assert str(Layout(1, 2)) == "1 rank x 2 threads" and Layout(4, 2).processors == 8
     for text in ("", "0x1", "2x", "x2", "2x1x1", "-1x1", "²x1", "99999999x1"):
@@ -86,6 +88,6 @@ def test_ranks():
             Layout.parse(text)
 
 
-def test_a_job_does_not_take_itself_for_a_rank():
+def test_a_job_does_not_inherit_the_variables_of_a_rank():
     env = job.environment(2, {"PMI_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "PATH": "/bin"})
     assert env == {"PATH": "/bin", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}

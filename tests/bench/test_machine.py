@@ -13,7 +13,7 @@ from tests.cli.verbs import call
 pytestmark = pytest.mark.mpi
 
 
-def test_its_file_is_read(comm, shared_path, monkeypatch):
+def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
     for name, value in (
         ("_WIDTHS", (8, 16)),
         ("_ROWS_OF", {"few": 40, "many": 80}),
@@ -38,11 +38,11 @@ def test_its_file_is_read(comm, shared_path, monkeypatch):
         bench_machine._check(out, force=True)
         out.write_text("title = 'mine'\n")
     comm.barrier()
-    with pytest.raises(InputError, match="holds no numbers of a machine"):
+    with pytest.raises(InputError, match="was not written by hpcgnn bench machine"):
         call(comm, bench, "machine", "-o", out, "--force")
     assert out.read_text() == "title = 'mine'\n"
     with pytest.raises(InputError, match=r"must end in \.toml"):
         call(comm, bench, "machine", "-o", shared_path / "here.txt")
-    monkeypatch.setattr(machine, "measure", None)  # minutes that would be lost
+    monkeypatch.setattr(machine, "measure", None)  # would lose minutes of measuring
     with pytest.raises(OutputError, match="no such folder"):
         call(comm, bench, "machine", "-o", shared_path / "nowhere" / "here.toml")

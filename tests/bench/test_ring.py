@@ -1,4 +1,4 @@
-"""The ring is measured on the ranks of the test."""
+"""The ring benchmark, run on the ranks of the test."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from hpcgnn.errors import InputError
 
 
 @pytest.mark.mpi
-def test_every_rank_finds_the_same(comm):
+def test_every_rank_gets_the_same_results(comm):
     if comm.size == 1:
         with pytest.raises(InputError, match="2 ranks or more"):
             measure_ring(comm, [1000], 1)
@@ -20,7 +20,7 @@ def test_every_rank_finds_the_same(comm):
     assert len({repr(other) for other in comm.allgather(report.lanes)}) == 1
 
 
-def test_overlap_is_what_the_shorter_did_not_cost():
+def test_overlap_is_the_hidden_share_of_the_shorter_task():
     def lane(work, exchange, together):
         return Lane(1024, 1e9, 1e9, 1e9, work, exchange, together)
 

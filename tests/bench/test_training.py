@@ -1,4 +1,4 @@
-"""What runs of ours and answers of peers say, and whatever else they may say."""
+"""Results read from our runs and from the answers of peers, valid or not."""
 
 import json
 
@@ -13,7 +13,7 @@ LAST = (
 )
 
 
-def test_an_answer():
+def test_a_peers_answer_is_parsed():
     training = read_answer(ANSWER)
     assert training == Training([2, 1], [4, 3], 250, 250, release="DGL 1")
     scored = read_answer({**ANSWER, "scores": [None, 0.5]})
@@ -24,17 +24,17 @@ def test_an_answer():
     ("change", "problem"),
     [
         ({"problem": "out of memory"}, "out of memory"),
-        ({"peak": None}, "its answer is no JSON object of results"),
+        ({"peak": None}, "its answer is not a JSON object of results"),
         ({"seconds": [1]}, "no epochs"),
         ({"seconds": [], "losses": []}, "no epochs"),
-        ({"losses": "words"}, "its answer is no JSON object of results"),
+        ({"losses": "words"}, "its answer is not a JSON object of results"),
     ],
 )
 def test_a_peer_that_fails(change, problem):
     assert problem in read_answer(ANSWER | change).problem
 
 
-def test_a_peer_without_its_library_says_so(tmp_path):
+def test_a_peer_without_its_library_reports_that(tmp_path):
     fake = tmp_path / "python"
     fake.write_text('#!/bin/sh\necho \'{"problem": "No module named dgl"}\'\n')
     fake.chmod(0o755)
@@ -42,7 +42,7 @@ def test_a_peer_without_its_library_says_so(tmp_path):
     assert peers[0].train().problem == "No module named dgl"
 
 
-def test_a_run(tmp_path):
+def test_the_results_of_a_run_are_read(tmp_path):
     records = [
         {
             "epoch": e,
@@ -66,4 +66,4 @@ def test_a_run(tmp_path):
     assert training.parts == {"forward": 2, "packing": 0.1}
     alike = read_run(tmp_path, LAST.replace("1.5 MB to ", ""))
     assert (alike.peak_bytes, alike.rank_bytes) == (3.5e6, 2e6)
-    assert read_run(tmp_path, "nothing").problem == "its run tells nothing"
+    assert read_run(tmp_path, "nothing").problem == "its run wrote no results"

@@ -1,4 +1,4 @@
-"""The verb bench prints every implementation it finds, ours at ratio 1."""
+"""The verb `bench` prints every implementation that it finds, with ours at ratio 1."""
 
 import importlib.util
 import json
@@ -65,19 +65,19 @@ def test_sizes_are_checked(mpirun):
         ),
         (("epoch", "--model", "gat", "--hidden", "30"), "--hidden must be a multiple of --heads 4"),
         (("epoch", "--no-peers", "--degree", "1e308"), "--degree must lie in 0 .. N"),
-        (("epoch", "--peers", "nowhere"), "nowhere: is no Python"),
+        (("epoch", "--peers", "nowhere"), "nowhere: is not a Python interpreter"),
         (("epoch", "--plot", "x.gif"), "x.gif: must end in .svg, .png, .pdf"),
         (("scale", "--weak", "g.h5"), "g.h5: --weak generates its graphs"),
         (("accuracy", "--target", "2"), "--target must be at most 1"),
         (("ring", "--sizes", "many"), "many"),
     ],
 )
-def test_refusals(mpirun, options, words):
+def test_invalid_options_are_refused(mpirun, options, words):
     done = mpirun(0, "bench", *options)
     refused(done, words)
 
 
-def test_a_former_file_is_kept(mpirun, tmp_path):
+def test_an_existing_file_is_kept(mpirun, tmp_path):
     file = tmp_path / "found.json"
     file.touch()
     refused(mpirun(0, "bench", "epoch", "--json", file), "exists already")
@@ -94,12 +94,12 @@ def test_the_ring_starts_its_ranks(mpirun, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_peer_that_runs_out_of_memory_is_left_behind():
+def test_a_peer_that_runs_out_of_memory_is_skipped():
     worker = Worker("torch.sparse", Case(300, 2000, 8, 2, 4))
     operation = worker.operations[0]
     time_it = worker.timer(operation)
     assert len(time_it(3).seconds) == 3
-    os.kill(worker.process.pid, signal.SIGKILL)  # as the kernel does to what takes too much
+    os.kill(worker.process.pid, signal.SIGKILL)  # like the kernel's OOM killer
     timers = {"hpcgnn": lambda repeat: Sample([1.0] * repeat), "theirs": time_it}
     ours, theirs = compare(operation, timers, 2, "hpcgnn", in_turns=True)
     assert (ours.seconds, ours.ratio) == (1.0, 1.0)

@@ -31,7 +31,7 @@ if main(sys.argv[1:]) == 0:
 
 
 def peak_memory(*args: object) -> int:
-    """Most memory a successful conversion ever held, files of libraries apart, in bytes."""
+    """Return the peak memory of a successful conversion without mapped library files, in bytes."""
     command = [sys.executable, "-c", MEASURED, "convert", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "peak " in done.stdout, done.stderr
@@ -54,7 +54,7 @@ def test_pipes_of_the_shell_are_read(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("format", ["planetoid", "ogb", "parquet"])
-def test_named_pipes_in_folders_are_not_waited_for(format, tmp_path, capsys):
+def test_named_pipes_in_folders_do_not_block(format, tmp_path, capsys):
     folder = tmp_path / "source"
     (folder / "raw").mkdir(parents=True)
     parts = ["x", "y", "tx", "ty", "allx", "ally", "graph", "test.index"]
@@ -65,7 +65,7 @@ def test_named_pipes_in_folders_are_not_waited_for(format, tmp_path, capsys):
 
 
 def write_pairs(path: Path, pairs: np.ndarray, digits: int) -> None:
-    """Lines of two numbers with leading zeros, as fast as memory allows."""
+    """Write lines of two numbers with leading zeros, quickly."""
     with path.open("wb") as file:
         for part in np.array_split(pairs, 64):
             text = part[:, :, None] // 10 ** np.arange(digits - 1, -1, -1) % 10 + ord("0")
@@ -76,7 +76,7 @@ def write_pairs(path: Path, pairs: np.ndarray, digits: int) -> None:
 
 @pytest.mark.slow
 def test_memory_stays_below_the_limit(tmp_path):
-    """Ids that have to be renamed and edges to be reversed: every pass goes over the disk."""
+    """Ids are renamed and edges reversed, so that every pass uses temporary files."""
     rng = np.random.default_rng(0)
     number = 100_000
     names = np.sort(10**16 + rng.choice(9 * 10**16, number, replace=False))  # of 17 digits
@@ -88,7 +88,7 @@ def test_memory_stays_below_the_limit(tmp_path):
     baseline = peak_memory(tmp_path / "tiny.txt", tmp_path / "tiny.h5")
     out = tmp_path / "g.h5"
     peak = peak_memory(tmp_path / "g.txt", out, "--symmetrise", "--memory", "192MiB")
-    assert 2 * ends.nbytes > 75 * MIB  # and sorting takes three times that
+    assert 2 * ends.nbytes > 75 * MIB  # and sorting takes three times as much
     assert peak < 192 * MIB and peak - baseline < 110 * MIB
     source, destination = np.concatenate([ends, ends[:, ::-1]]).T
     edges = np.sort(destination * number + source)  # by destination, then source
@@ -111,7 +111,7 @@ def source(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["numbers", "named"])
-def test_any_number_of_ranks_writes_the_same_bits(kind, mpirun, tmp_path, monkeypatch):
+def test_the_file_is_the_same_from_any_number_of_ranks(kind, mpirun, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     ends = rng.integers(0, 10**7, (600_000, 2))  # two pieces of text
     names = ["source", "target", "weight"] if kind == "named" else None
@@ -132,7 +132,7 @@ def test_any_number_of_ranks_writes_the_same_bits(kind, mpirun, tmp_path, monkey
     assert [path.name for path in (tmp_path / "3").iterdir()] == ["g.h5"]
 
 
-def test_two_ranks_do_not_disturb_each_other(mpirun, source, tmp_path):
+def test_two_ranks_write_one_file(mpirun, source, tmp_path):
     done = mpirun(2, "convert", source, tmp_path / "g.h5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("3 nodes, 2 edges") == 1
@@ -146,7 +146,7 @@ def test_two_ranks_do_not_disturb_each_other(mpirun, source, tmp_path):
 
 @pytest.fixture
 def run(capfd):
-    """`run(source, out, "--option", ...)` in this process: status and what was said on stderr."""
+    """Return `run(source, out, "--option", ...)`: exit status and stderr, run in this process."""
 
     def convert(*args: object) -> tuple[int, str]:
         capfd.readouterr()
@@ -167,16 +167,16 @@ def run(capfd):
         (["--unknown"], "unrecognized arguments"),
     ],
 )
-def test_bad_options(run, source, tmp_path, options, message):
+def test_bad_options_are_refused(run, source, tmp_path, options, message):
     status, said = run(source, tmp_path / "g.h5", *options)
     assert status == 2 and message in said and said.count("\n") == 1
 
 
-def test_places_that_can_not_be_written(run, source, tmp_path):
+def test_outputs_that_cannot_be_written_are_refused(run, source, tmp_path):
     out = tmp_path / "g.h5"
     out.write_text("precious")
     for target, message in (
-        (out, "exists already: choose another name, or say --force"),
+        (out, "exists already: choose another name, or use --force"),
         (tmp_path / "none" / "g.h5", "no such folder"),
     ):
         status, said = run(source, target)
@@ -187,9 +187,9 @@ def test_places_that_can_not_be_written(run, source, tmp_path):
     os.mkfifo(tmp_path / "pipe.h5")
     before = sorted(tmp_path.iterdir())
     for target, message in (
-        (out, "is no graph of hpcgnn"),
-        (source, "is read by this very call"),
-        (tmp_path / "x.npy", "is read by this very call"),
+        (out, "is not a graph of hpcgnn"),
+        (source, "is an input of this command"),
+        (tmp_path / "x.npy", "is an input of this command"),
         (tmp_path / "link.h5", "is a link, device, pipe or socket"),
         (tmp_path / "dangling.h5", "is a link, device, pipe or socket"),
         (tmp_path / "pipe.h5", "is a named pipe"),
@@ -210,18 +210,18 @@ def test_places_that_can_not_be_written(run, source, tmp_path):
         assert graph.config["format"] == "edges" and graph.config["force"] is True
 
 
-def test_formats_without_a_telling_name(run, source, tmp_path):
+def test_formats_that_the_name_does_not_show(run, source, tmp_path):
     path = source.rename(source.with_name("graph.dat"))
     status, said = run(path, tmp_path / "g.h5")
-    assert status == 2 and "say --format npz|edges|" in said
+    assert status == 2 and "add --format npz|edges|" in said
     assert run(path, tmp_path / "g.h5", "--format", "edges")[0] == 0
     status, said = run(path, path, tmp_path / "h.h5", "--format", "metis")
     assert status == 2 and "the format metis takes one source" in said
 
 
 @pytest.mark.slow
-def test_full_disk(tmp_path):
-    """A limit on the size of files stands for a disk without space."""
+def test_a_full_disk_leaves_no_file(tmp_path):
+    """A limit on file sizes stands for a full disk."""
     rng = np.random.default_rng(0)
     np.save(tmp_path / "e.npy", rng.integers(0, 5000, (2, 400_000)))
     for size, option in ((1 * MIB, "200MiB"), (1 * MIB, "4GiB")):
@@ -238,7 +238,7 @@ def test_full_disk(tmp_path):
 
 
 def stop(process: subprocess.Popen, number: int) -> int:
-    """Signal and wait; again after a while, as Python sleeps over one just before a read."""
+    """Send a signal and wait; send it again, as Python misses one just before a read."""
     for _ in range(6):
         process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
@@ -258,18 +258,18 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_nothing_is_left_by_a_job_that_is_stopped(tmp_path, number):
-    """The conversion is held before the edges are written."""
+def test_a_stopped_job_leaves_no_files(tmp_path, number):
+    """The conversion is paused before the edges are written."""
     (tmp_path / "g.txt").write_text("0 1\n")
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, "convert", str(tmp_path / "g.txt"), str(tmp_path / "g.h5")],
         stderr=subprocess.DEVNULL,
-        # A shell's background jobs ignore it, and so would their children.
+        # A shell's background jobs ignore SIGINT, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(list(tmp_path.iterdir())) == 3  # the source, a temporary folder, the file to be
+    assert len(list(tmp_path.iterdir())) == 3  # the source, a temporary folder, the unfinished file
     assert stop(process, number) != 0
     assert [path.name for path in tmp_path.iterdir()] == ["g.txt"]

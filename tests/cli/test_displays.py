@@ -1,4 +1,4 @@
-"""What a command shows while it works: bars on a terminal, else lines with the time, or JSON."""
+"""Progress of a command: bars on a terminal, otherwise lines with the time, or JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(capsys, *argv: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_lines_say_what_begins_and_stages_at_their_ends(capsys, tmp_path):
+def test_lines_show_the_start_and_the_end_of_each_stage(capsys, tmp_path):
     argv = ["generate", "sbm", str(tmp_path / "g.h5"), "--nodes", "100"]
     argv += ["--degree", "4", "--force"]
     first, result = run(capsys, *argv)
@@ -66,7 +66,7 @@ def test_lines_say_what_begins_and_stages_at_their_ends(capsys, tmp_path):
         (["g.h5", "--help-all"], ""),
     ],
 )
-def test_it_is_said_what_begins_before_the_verb_is_loaded(capsys, monkeypatch, options, wanted):
+def test_the_first_line_comes_before_the_verb_is_loaded(capsys, monkeypatch, options, wanted):
     said: list[str] = []
 
     def load(verb: str) -> None:
@@ -78,7 +78,7 @@ def test_it_is_said_what_begins_before_the_verb_is_loaded(capsys, monkeypatch, o
     assert said[0].endswith(wanted) and bool(said[0]) == bool(wanted)
 
 
-def test_the_stages_of_a_conversion(capsys, tmp_path):
+def test_a_conversion_shows_its_stages(capsys, tmp_path):
     (tmp_path / "edges.txt").write_text("0 1\n1 2\n2 0\n")
     lines = run(capsys, "convert", str(tmp_path / "edges.txt"), str(tmp_path / "g.h5"), "-v")
     assert lines[0].endswith(f"convert {tmp_path / 'edges.txt'} {tmp_path / 'g.h5'}")
@@ -93,7 +93,7 @@ def test_the_stages_of_a_conversion(capsys, tmp_path):
     assert "100 % of 3 nodes" in lines[-3]
 
 
-def test_a_long_stage_speaks_on_its_way(capsys, monkeypatch):
+def test_a_long_stage_reports_progress(capsys, monkeypatch):
     monkeypatch.setattr(displays, "_EVERY", -1.0)
     with displays.Lines().stage("count", 3, "sheep") as stage:
         stage.advance()
@@ -104,7 +104,7 @@ def test_a_long_stage_speaks_on_its_way(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [displays.Lines, displays.Quiet])
-def test_names_are_shown_and_not_obeyed(capsys, monkeypatch, kind):
+def test_control_characters_in_names_are_escaped(capsys, monkeypatch, kind):
     monkeypatch.setattr(displays, "_EVERY", -1.0)
     display = kind()
     with display.stage("write \x1b[2Kp.h5"):
@@ -116,13 +116,13 @@ def test_names_are_shown_and_not_obeyed(capsys, monkeypatch, kind):
 
 
 @pytest.mark.mpi
-def test_only_the_first_rank_speaks(comm, shared_path, capsys):
+def test_only_rank_0_prints(comm, shared_path, capsys):
     call(comm, generate, "sbm", shared_path / "g.h5", "--nodes", 100, "--degree", 4)
     assert len(capsys.readouterr().out.splitlines()) == (comm.rank == 0)
 
 
 def on_terminal(*command: str, folder: Path) -> str:
-    """What a command shows on a terminal of its own."""
+    """Return what a command shows on a terminal of its own."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80"}
     process = subprocess.Popen(
@@ -133,7 +133,7 @@ def on_terminal(*command: str, folder: Path) -> str:
     while True:
         try:
             part = os.read(ours, 1 << 16)
-        except OSError:  # as Linux says that the other end is closed
+        except OSError:  # how Linux reports that the other end is closed
             break
         if not part:
             break
@@ -154,7 +154,7 @@ def test_a_terminal_gets_bars_and_keeps_its_cursor(tmp_path):
     text = on_terminal(sys.executable, "-c", program, folder=tmp_path)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert "count" in plain and " sheep/s, " in plain and "peak" in plain and "\u2501" in plain
-    assert [f"sheep {n}\r\n" in plain for n in range(4)] == [True] * 4  # each line stands alone
+    assert [f"sheep {n}\r\n" in plain for n in range(4)] == [True] * 4  # each line is complete
     assert "\x1b[?25l" not in text
 
 

@@ -1,4 +1,4 @@
-"""hpcgnn doctor: what it finds, and its exit status."""
+"""`hpcgnn doctor`: its findings and its exit status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def lines(out: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("ranks", [0, 3])
-def test_a_whole_installation(mpirun, ranks, tmp_path):
+def test_a_complete_installation_passes(mpirun, ranks, tmp_path):
     done = mpirun(ranks, "doctor", "--folder", tmp_path, alone=ranks == 0)
     states = lines(done.stdout)
     for subject in ("python", "mpi", "mpiexec", "hdf5", "kernels", "folder", "allreduce", "ring"):
@@ -24,7 +24,7 @@ def test_a_whole_installation(mpirun, ranks, tmp_path):
     assert set(tmp_path.iterdir()) == set()
 
 
-def test_what_is_broken_is_named_on_each_rank(mpirun, tmp_path):
+def test_broken_parts_are_named_on_each_rank(mpirun, tmp_path):
     env = {"HPCGNN_PARMETIS": str(tmp_path)}
     done = mpirun(2, "doctor", "--folder", tmp_path / "nowhere", env=env)
     states = lines(done.stdout)
@@ -49,7 +49,7 @@ def test_without_mpi_the_rest_is_checked(mpirun):
         ("aprun 6.1", None),
     ],
 )
-def test_whose_mpiexec(text, vendor):
+def test_the_vendor_of_mpiexec_is_recognised(text, vendor):
     assert doctor._vendor_of(text) == vendor
 
 

@@ -1,4 +1,4 @@
-"""`hpcgnn generate` on one and several ranks, and what it refuses."""
+"""`hpcgnn generate` on one and several ranks, and invalid options."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_an_existing_file_is_kept(comm, shared_path):
     if comm.rank == 0:
         path.write_text("precious")
     comm.barrier()
-    with pytest.raises(InputError, match=r"g\.h5: exists already: choose another name, or say --f"):
+    with pytest.raises(InputError, match=r"g\.h5: exists already: choose another name, or use --f"):
         call(comm, generate, "rmat", path, *SIZES)
     assert path.read_text() == "precious"
 
 
-def test_nodes_without_features_or_classes(mpirun, tmp_path):
+def test_graphs_without_features_or_classes(mpirun, tmp_path):
     for kind in ("sbm", "rmat"):
         path = tmp_path / f"{kind}.h5"
         options = (
@@ -102,7 +102,7 @@ def test_wrong_options_are_refused_in_one_line(capsys, tmp_path, options, words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_of_the_other_kind(mpirun, tmp_path):
+def test_options_of_the_other_kind_of_graph_are_refused(mpirun, tmp_path):
     done = mpirun(0, "generate", "rmat", tmp_path / "g.h5", *SIZES, "--homophily", 0.5)
     assert done.returncode == 2
     assert done.stderr.strip() == "hpcgnn: error: --homophily is an option of sbm, not of rmat"

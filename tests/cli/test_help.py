@@ -1,4 +1,4 @@
-"""What the command says of itself: examples that parse, options in two steps, near words."""
+"""Help texts: examples that parse, options in two steps, suggestions for mistyped words."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_verb_has_three_examples_that_parse():
 
 
 @pytest.mark.parametrize("verb", EVERYDAY)
-def test_rare_options_are_shown_by_help_all_only(verb, capsys):
+def test_only_help_all_shows_rare_options(verb, capsys):
     short, long = shown(capsys, verb, "--help"), shown(capsys, verb, "--help-all")
     assert f"more options: hpcgnn {verb} --help-all" in short
     assert "more options" not in long and len(short) < 0.75 * len(long)
@@ -87,18 +87,18 @@ def test_everyday_options_exist():
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["trian"], "error: no such verb, 'trian': did you mean train?; `hpcgnn --help`"),
-        (["frob"], "no such verb, 'frob': it is one of generate, convert, "),
+        (["trian"], "error: no such verb: 'trian': did you mean train?; `hpcgnn --help`"),
+        (["frob"], "no such verb: 'frob': choose one of generate, convert, "),
         ([], "are required: VERB (generate, convert, "),
         (["generate"], "are required: kind (sbm, rmat), OUT.h5; `hpcgnn generate --help`"),
-        (["bench", "epohc"], "no such WHAT, 'epohc': did you mean epoch?; `hpcgnn bench --help`"),
+        (["bench", "epohc"], "no such WHAT: 'epohc': did you mean epoch?; `hpcgnn bench --help`"),
         (["convert", "a", "g.h5", "--node", "n"], "--node: did you mean --nodes or --node-array?;"),
         (["train", "g.h5", "--hidden", "abc"], "argument --hidden: must be a whole number: 'abc'"),
         (["train", "g.h5", "--lr", "1,5"], "argument --lr: must be a number: '1,5'"),
         (["train", "g.h5", "--modle", "gat"], "--model?; `hpcgnn train --help`"),
         (
             ["train", "g.h5", "--norm", "bacth"],
-            "no such --norm, 'bacth': did you mean batch?; `hpcgnn train --help`",
+            "no such --norm: 'bacth': did you mean batch?; `hpcgnn train --help`",
         ),
         (["partition", "g.h5", "--methd=block"], "did you mean --method?; `hpcgnn partition"),
         (["generate", "smb", "g.h5"], "did you mean sbm?; `hpcgnn generate --help`"),
@@ -114,26 +114,33 @@ def test_everyday_options_exist():
             "`hpcgnn train runs/gat --resume`;",
         ),
         (["train", "g.h5", "--resume=runs/gat"], "--resume takes no value: write `--run-dir"),
-        (["train", "g.h5", "--prune=off"], "--prune takes no value, 'off': write --prune alone;"),
-        (["convert", "e.csv", "g.h5", "--force", "yes"], "--force takes no value, 'yes'"),
+        (
+            ["train", "g.h5", "--prune=off"],
+            "--prune takes no value, but 'off' follows it: write --prune alone;",
+        ),
+        (
+            ["convert", "e.csv", "g.h5", "--force", "yes"],
+            "--force takes no value, but 'yes' follows it",
+        ),
         (["train", "g.h5", "--epochs"], "argument --epochs: a value must follow it;"),
         (["plan", "g.h5", "--ranks", "2", "4"], "'4' is one too many: --ranks takes one value;"),
         (["partition", "g.h5", "4"], "'4' is one too many: hpcgnn partition takes GRAPH.h5;"),
         (["bench", "ring", "g.h5"], "'g.h5' is one too many: hpcgnn bench ring takes only options"),
         (
             ["train", "g.h5", "--force"],
-            "--force is no option, since hpcgnn train replaces nothing: go on with --resume, or",
+            "--force is not an option, since hpcgnn train replaces nothing: continue with "
+            "--resume, or",
         ),
         (["predict"], "are required: GRAPH.h5, -o/--output;"),
     ],
 )
-def test_near_words_are_offered(argv, said, capsys):
+def test_similar_words_are_suggested(argv, said, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
 
 
-def test_a_shell_can_complete(capsys, tmp_path):
+def test_completion_scripts_are_printed(capsys, tmp_path):
     pytest.importorskip("shtab")
     script = tmp_path / "hpcgnn.bash"
     script.write_text(shown(capsys, "--print-completion", "bash"))
@@ -157,10 +164,10 @@ def test_a_shell_can_complete(capsys, tmp_path):
         )
         assert done.returncode == 0 and done.stdout.strip() == found, done
     assert main(["--print-completion", "cmd"]) == 2
-    assert "knows bash" in capsys.readouterr().err
+    assert "supports bash" in capsys.readouterr().err
 
 
-def test_new_writes_a_model_once(tmp_path, capsys):
+def test_new_writes_a_model_and_keeps_an_existing_file(tmp_path, capsys):
     path = tmp_path / "mine.py"
     assert main(["new", str(path)]) == 0
     compile(path.read_text(), str(path), "exec")
@@ -171,14 +178,14 @@ def test_new_writes_a_model_once(tmp_path, capsys):
     assert main(["new", str(path), "--force"]) == 0 and "class Net" in path.read_text()
     path.write_text("import hpcgnn\n")
     assert main(["new", str(path), "--force"]) == 2 and path.read_text() == "import hpcgnn\n"
-    assert "is no model file of hpcgnn new" in capsys.readouterr().err
+    assert "was not written by hpcgnn new" in capsys.readouterr().err
     (kept := tmp_path / "kept.py").write_text("y = 2\n")
     (tmp_path / "link.py").symlink_to(kept)
     assert main(["new", str(tmp_path / "link.py"), "--force"]) == 2
     assert kept.read_text() == "y = 2\n"
 
 
-def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
+def test_job_scripts_are_copied_completely_and_only_once(tmp_path, capsys):
     assert main(["jobs", str(tmp_path)]) == 0
     assert "train.sbatch GRAPH.h5 --run-dir runs/" in "".join(capsys.readouterr())
     names = {path.name for path in (tmp_path / "jobs").iterdir()}
@@ -188,7 +195,7 @@ def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     (tmp_path / "jobs" / "mine.sh").touch()
     assert main(["jobs", str(tmp_path), "--force"]) == 0
-    assert (tmp_path / "jobs" / "mine.sh").exists()  # what is not ours stays
+    assert (tmp_path / "jobs" / "mine.sh").exists()  # files of others are kept
     kept = tmp_path / "kept.sh"
     kept.touch()
     (tmp_path / "jobs" / "launch.sh").unlink()
@@ -196,14 +203,14 @@ def test_jobs_are_copied_once_and_whole(tmp_path, capsys):
     assert main(["jobs", str(tmp_path), "--force"]) == 2 and not kept.stat().st_size
     assert "launch.sh: is a link" in capsys.readouterr().err
     (tmp_path / "jobs" / "launch.sh").unlink()
-    (tmp_path / "jobs" / "train.sbatch").write_text("#!/bin/sh\n")  # somebody else's
+    (tmp_path / "jobs" / "train.sbatch").write_text("#!/bin/sh\n")  # not ours
     assert main(["jobs", str(tmp_path), "--force"]) == 2
     assert (tmp_path / "jobs" / "train.sbatch").read_text() == "#!/bin/sh\n"
-    assert "is no folder of job scripts" in capsys.readouterr().err
+    assert "is not a folder of hpcgnn's job scripts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["new", "jobs"])
-def test_a_full_disk_leaves_nothing_behind(verb, tmp_path, capsys):
+def test_a_full_disk_leaves_no_files(verb, tmp_path, capsys):
     place = tmp_path / ("m.py" if verb == "new" else "jobs")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))

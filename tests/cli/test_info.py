@@ -1,4 +1,4 @@
-"""`hpcgnn info` on every kind of file, sound and damaged."""
+"""`hpcgnn info` on every kind of file, valid and damaged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KINDS = ["graph", "partition", "checkpoint", "predictions"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_json_says_what_the_file_holds(files, capsys, kind):
+def test_json_describes_the_file(files, capsys, kind):
     path = files / f"{kind}.h5"
     assert main.main(["info", str(path), "--json", "--check"]) == 0
     content = json.loads(capsys.readouterr().out)
@@ -65,7 +65,7 @@ def test_json_says_what_the_file_holds(files, capsys, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_is_for_reading(files, capsys, kind):
+def test_text_output_is_readable(files, capsys, kind):
     assert main.main(["info", str(files / f"{kind}.h5")]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     version = 2 if kind == "partition" else 1  # with named arrays
@@ -103,7 +103,7 @@ def test_check_reads_every_value(files, capsys, kind):
     assert error.count("\n") == 1
 
 
-def test_check_refuses_a_checkpoint_that_nobody_can_use(files, capsys):
+def test_check_refuses_an_unusable_checkpoint(files, capsys):
     path = files / "checkpoint.h5"
     found = checkpoint_file.read(path)
     found.arrays["model/weight"] *= np.nan
@@ -116,7 +116,7 @@ def test_check_refuses_a_checkpoint_that_nobody_can_use(files, capsys):
 
 
 @pytest.mark.parametrize("kind", ["absent", "text", "folder", "other", "unknown", "truncated"])
-def test_anything_else_is_refused_in_one_line(files, capsys, kind):
+def test_other_files_are_refused_in_one_line(files, capsys, kind):
     path = files / f"{kind}.h5"
     if kind == "text":
         path.write_text("some text")
@@ -147,7 +147,7 @@ def test_info_starts_fast(files):
 
 
 def add_attributes(path, **more: str) -> None:
-    """Attributes of the root with the checksum over all."""
+    """Add attributes to the root, with the checksum over all of them."""
     with Reader(path, None) as reader:
         attributes = reader.attributes | more
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
@@ -157,10 +157,10 @@ def add_attributes(path, **more: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["graph", "checkpoint"])
-def test_names_and_values_of_a_file_stay_on_their_line(files, capsys, kind):
+def test_line_breaks_in_names_and_values_are_escaped(files, capsys, kind):
     path = files / f"{kind}.h5"
     with h5py.File(path, "r+") as file:
-        file.create_dataset("x\x1b[31m\nevery value was read and is sound", data=np.zeros(1))
+        file.create_dataset("x\x1b[31m\nevery value was read and is valid", data=np.zeros(1))
     more = {
         "zz\x1b[5m": "\x1b]52;c;cm0K\x07\nhpcgnn: error: none",
         "extra": json.dumps({"a\nb\x9b": "c\u202e"}, ensure_ascii=False),
@@ -172,6 +172,6 @@ def test_names_and_values_of_a_file_stay_on_their_line(files, capsys, kind):
     out = capsys.readouterr().out
     assert all(line.isprintable() for line in out.splitlines())
     lines = [line.strip() for line in out.splitlines()]
-    assert "every value was read and is sound" not in lines
+    assert "every value was read and is valid" not in lines
     assert not any(line.startswith("hpcgnn: error") for line in lines)
     assert r"a\nb\x9b" in out and r"c\u202e" in out

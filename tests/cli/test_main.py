@@ -1,4 +1,4 @@
-"""The command line itself: what is wrong with it, and who says so."""
+"""The command line itself: invalid arguments, and which rank reports them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.cli.test_places import mpiexec
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "0", "1e300", "soon"])
-def test_the_limit_must_be_a_time(text, capsys):
+def test_the_timeout_must_be_a_number_of_seconds(text, capsys):
     assert main(["train", "g.h5", "--timeout", text]) == 2
     assert "--timeout: must be a number of seconds above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["info", "report"])
-def test_a_folder_that_is_gone(verb, tmp_path, monkeypatch, capsys):
+def test_a_deleted_working_folder_is_reported(verb, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -39,7 +39,7 @@ def test_a_folder_that_is_gone(verb, tmp_path, monkeypatch, capsys):
         ["train", "g.h5", "--config", "PIPE"],
     ],
 )
-def test_named_pipes_are_not_waited_for(arguments, tmp_path, capsys):
+def test_named_pipes_are_refused_without_blocking(arguments, tmp_path, capsys):
     path = tmp_path / "pipe.h5"
     os.mkfifo(path)
     assert main([text.replace("PIPE", str(path)) for text in arguments]) == 2
@@ -49,14 +49,14 @@ def test_named_pipes_are_not_waited_for(arguments, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("verb", "least"), [("convert", 256), ("partition", 640), ("plan", 1024), ("train", 1024)]
 )
-def test_too_few_addresses_for_the_libraries_are_said(verb, least, monkeypatch, capsys):
+def test_too_little_address_space_for_the_libraries_is_reported(verb, least, monkeypatch, capsys):
     given = (least << 20) - 1
     monkeypatch.setattr("resource.getrlimit", lambda what: (given, given))
     assert main([verb, "g.h5"]) == 5
     assert f"give at least {least << 10}" in capsys.readouterr().err
 
 
-def test_a_pipe_that_is_closed_at_once_ends_a_verb_quietly():
+def test_a_closed_output_pipe_ends_a_verb_quietly():
     command = (
         f"{sys.executable} -P -m hpcgnn generate sbm /nowhere/g.h5 | true; exit ${{PIPESTATUS[0]}}"
     )
@@ -80,7 +80,7 @@ def test_a_new_model_may_have_any_name(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_long_names_are_one_line(tmp_path, monkeypatch, capsys):
+def test_long_names_are_shortened_to_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "edges.txt").write_text("0 1\n")
     name = "x" * 300
@@ -91,7 +91,7 @@ def test_long_names_are_one_line(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_serial_verbs_run_on_rank_0_and_say_so(rank, monkeypatch, capsys):
+def test_serial_verbs_run_on_rank_0_and_print_a_note(rank, monkeypatch, capsys):
     with monkeypatch.context() as environment:
         environment.setenv("PMI_RANK", str(rank))
         environment.setenv("PMI_SIZE", "4")
@@ -105,7 +105,7 @@ def test_serial_verbs_run_on_rank_0_and_say_so(rank, monkeypatch, capsys):
     assert ("/no/such.h5" in err) == (not rank)
 
 
-def test_the_list_of_serial_verbs_is_right():
+def test_the_list_of_serial_verbs_is_complete():
     import importlib
 
     modules = {verb: importlib.import_module(f"hpcgnn.cli.{verb}") for verb in VERBS}
@@ -120,7 +120,7 @@ def test_the_list_of_serial_verbs_is_right():
         ("2000000", "2e6", "at most 2^20"),
     ],
 )
-def test_more_edges_than_can_be(nodes, degree, words, tmp_path, capsys):
+def test_impossible_degrees_are_refused(nodes, degree, words, tmp_path, capsys):
     arguments = ["generate", "sbm", str(tmp_path / "g.h5"), "--nodes", nodes, "--degree", degree]
     assert main(arguments) == 2
     assert f"--degree must {'lie ' if 'N' in words else 'be '}{words}" in capsys.readouterr().err
@@ -141,11 +141,11 @@ def test_more_edges_than_can_be(nodes, degree, words, tmp_path, capsys):
         ("bench", "machine", "-o", "out.toml/"),
     ],
 )
-def test_a_file_is_not_named_as_a_folder(arguments, tmp_path, monkeypatch, capsys):
+def test_outputs_that_end_in_a_slash_are_refused(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "edges.txt").write_text("0 1\n1 2\n")
     assert main(list(arguments)) == 2
-    assert "ends in / as the name of a folder, and a file is meant" in capsys.readouterr().err
+    assert "ends in / like the name of a folder, but must name a file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["edges.txt"]
 
 
@@ -166,7 +166,7 @@ sys.exit(main([*sys.argv[2:], *([] if first else sys.argv[1].split())]))
         ("--seed 3", "the ranks have different options: seed is 3 on rank 1, 0 on rank 0; "),
     ],
 )
-def test_ranks_that_were_told_different_things(more, line, tmp_path):
+def test_ranks_with_different_arguments_are_refused(more, line, tmp_path):
     arguments = ["generate", "sbm", tmp_path / "g.h5", "--nodes", "9", "--degree", "2"]
     done = subprocess.run(
         [mpiexec(), "-n", "2", sys.executable, "-c", TOLD, more, *arguments],

@@ -1,4 +1,4 @@
-"""Every option that is a number, with numbers that nobody means: one line, or a right run."""
+"""Every numeric option with absurd values: one line of error, or a correct run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpcgnn.train.config import options, resolve
 
 NONSENSE = ("nan", "inf", "", "1e400", "0x10")
 HOSTILE = (*NONSENSE, "1e308", "-1", "0", str(10**30), "9" * 5000)
-TEXTS = {  # options that are read as text, and then as numbers
+TEXTS = {  # options that are parsed as text first, then as numbers
     "convert": ("--memory", "--split-ratio", "--link-split"),
     "generate": ("--split",),
     "plan": ("--ranks", "--nodes", "--edges", "--features", "--classes", "--memory-per-rank"),
@@ -44,7 +44,7 @@ def numeric_options(verb: str) -> list[str]:
 
 
 def is_setting(verb: str, option: str) -> bool:
-    """Whether it is one of `train`, which has a test of its own."""
+    """Return whether the option is a setting of `train`; settings have a test of their own."""
     return verb == "plan" and option.removeprefix("--").replace("-", "_") in options()
 
 
@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
         if not is_setting(verb, option)
     ],
 )
-def test_an_option_of_a_verb(folder, monkeypatch, capsys, verb, option):
+def test_hostile_numbers_for_options_of_verbs(folder, monkeypatch, capsys, verb, option):
     monkeypatch.chdir(folder)
     for value in HOSTILE:
         status = main([verb, *BASE[verb], f"{option}={value}"])
@@ -83,7 +83,7 @@ def test_an_option_of_a_verb(folder, monkeypatch, capsys, verb, option):
 @pytest.mark.parametrize(
     "name", [n for n, p in options().items() if type(p.setting.default) in (int, float)]
 )
-def test_a_setting(name):
+def test_hostile_numbers_for_settings(name):
     parser = argparse.ArgumentParser(exit_on_error=False)
     train.add_arguments(parser)
     for value in HOSTILE:
@@ -97,7 +97,7 @@ def test_a_setting(name):
 
 
 @pytest.mark.parametrize("what", ["kernels", "ring", "epoch", "scale", "accuracy"])
-def test_an_option_of_bench(what, capsys):
+def test_hostile_numbers_for_options_of_bench(what, capsys):
     parser = argparse.ArgumentParser()
     bench.WHATS[what][1](parser)
     for action in parser._actions:
@@ -106,7 +106,7 @@ def test_an_option_of_bench(what, capsys):
             assert capsys.readouterr().err.count("hpcgnn: error: ") == 1, (action.dest, value)
 
 
-def test_all_verbs_with_numbers_are_here():
-    others = {"train", "bench"}  # above; the rest takes none
+def test_all_verbs_with_numeric_options_are_tested():
+    others = {"train", "bench"}  # see above; the other verbs have no numeric options
     found = {verb for verb in VERBS if numeric_options(verb)}
     assert found - others == set(BASE)

@@ -1,4 +1,4 @@
-"""`train --model FILE.py:NAME` and `predict` with it; a file that has changed is told."""
+"""`train --model FILE.py:NAME` and `predict` with it; a changed file is reported."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def broken(graph):
 
 @pytest.fixture
 def folder(comm, shared_path):
-    """With graph.h5, its partition for these ranks, net.py and what it imports."""
+    """A folder with graph.h5, its partition for these ranks, net.py and the modules it imports."""
     graph = shared_path / "graph.h5"
     call(
         comm, generate, "sbm", graph, "--nodes", 90, "--degree", 6, "--classes", 3, "--features", 5
@@ -93,10 +93,12 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
         (predict, (part, run, "-o", folder / "p.h5")),
         (train, ("--resume", run)),
         (train, (part, "--run-dir", run, "--resume")),
-    ):  # a file that only a checkpoint or a run directory names
-        with pytest.raises(InputError, match=r"isn't run unasked: say --model .*net.py:make"):
+    ):  # a file named only by a checkpoint or a run directory
+        with pytest.raises(
+            InputError, match=r"isn't run unless you ask for it: add --model .*net.py:make"
+        ):
             call(comm, verb, *unasked)
-    with pytest.raises(InputError, match="isn't run unasked"):
+    with pytest.raises(InputError, match="isn't run unless you ask for it"):
         Predictor(load_partition(part, comm=comm), found, run)
     call(comm, predict, part, run, "-o", folder / "p.h5", *model)
     with h5py.File(folder / "p.h5") as file:
@@ -107,7 +109,7 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
     if comm.rank == 0:
         (folder / "other.py").write_text(NET + "# changed\n")
     comm.barrier()
-    with pytest.raises(InputError, match=r"other.py has the checksum .*: bring that file back"):
+    with pytest.raises(InputError, match=r"other.py has the checksum .*: restore that file"):
         call(comm, predict, part, run, "-o", folder / "q.h5", "--model", f"{folder}/other.py:make")
     if comm.rank == 0:
         (folder / "net.py").write_text(NET + "# changed\n")
@@ -119,7 +121,7 @@ def test_a_file_of_the_user_trains_resumes_and_predicts(comm, folder, capsys):
 @pytest.mark.mpi
 @pytest.mark.parametrize("which", ["net.py", "aside.py"])
 def test_files_that_differ_between_ranks_are_refused(comm, folder, monkeypatch, which):
-    """That of the model, before it is run, and what it imports beside it."""
+    """The model's file, before it is run, and the modules beside it that it imports."""
     own = folder / str(min(comm.rank, 1))
     if comm.rank < 2:
         own.mkdir()
@@ -144,14 +146,14 @@ def test_files_that_differ_between_ranks_are_refused(comm, folder, monkeypatch, 
         sys.modules.pop(name, None)
 
 
-def test_what_can_t_be_used_is_one_line(comm, folder, mpirun):
+def test_unusable_models_are_refused_in_one_line(comm, folder, mpirun):
     part = folder / "part.h5"
     for model, words, status in (
         (f"{folder}/absent.py:Net", "absent.py: no such file", 2),
         (f"{folder}/net.py:Nett", "net.py: defines no class or function Nett", 2),
-        (f"{folder}/net.py:nothing", "nothing must make a torch.nn.Module (found 'int')", 2),
+        (f"{folder}/net.py:nothing", "nothing must return a torch.nn.Module (found 'int')", 2),
         (f"{folder}/net.py", "--model must be one of sage".replace("sage", "gcn, sage"), 2),
-        ("own", "--model own is made by a Python program", 2),
+        ("own", "--model own stands for a model made by a Python program", 2),
         (f"{folder}/net.py:broken", "KeyError", 1),
     ):
         done = mpirun(0, "train", part, "--run-dir", folder / "x", "--model", model, "--epochs", 1)
@@ -277,7 +279,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("way", ["command", "script"])
 def test_an_exception_on_one_rank_ends_all(comm, folder, mpirun, monkeypatch, way):
-    """Within seconds, with its own traceback and one line: the other ranks wait for nothing."""
+    """Within seconds, with its own traceback and one line: the other ranks do not hang."""
     monkeypatch.chdir(folder)
     (folder / "failing.py").write_text(FAILING)
     call(comm, partition, "graph.h5", "--parts", 2, "--method", "block", "-o", "two.h5")
@@ -296,7 +298,7 @@ def test_an_exception_on_one_rank_ends_all(comm, folder, mpirun, monkeypatch, wa
     assert len(ended) == 1 and time.time() - ended[0] < 60
 
 
-def test_settings_by_set(comm, folder, mpirun):
+def test_settings_given_by_set(comm, folder, mpirun):
     part = folder / "part.h5"
     common = ("train", part, "--model", "gcn", "--layers", 1, "--epochs", 1)
     for text, words in (
@@ -305,7 +307,7 @@ def test_settings_by_set(comm, folder, mpirun):
         ("model.lr=3", "model.lr"),
         ("lr=fast", "--lr must be a number"),
         ("param_groups=lin.*:lr=x", "--param-groups takes lr=X and weight_decay=X"),
-        ("param_groups=absent.*:lr=1", "no parameter has a name like"),
+        ("param_groups=absent.*:lr=1", "no parameter has a name that matches"),
     ):
         done = mpirun(0, *common, "--run-dir", folder / "y", "--set", text)
         assert done.returncode == 2 and words in done.stderr, done.stderr
@@ -314,7 +316,7 @@ def test_settings_by_set(comm, folder, mpirun):
         done = mpirun(0, *common, "--run-dir", folder / name, *given, *more)
         assert done.returncode == 0, done.stderr
     found = files.read(folder / "a" / "checkpoints" / "last.h5")
-    assert not found.arrays["model/stack.convs.0.bias"].any()  # a rate of 0
+    assert not found.arrays["model/stack.convs.0.bias"].any()  # a learning rate of 0
     table = mpirun(0, "report", "--text", folder / "a", folder / "b").stdout.splitlines()
     differing = {line.split()[0]: line.split()[1:] for line in table if line}
     assert differing["ema"][1] == "0.5" and differing["monitor"] == ["auto", "loss"]

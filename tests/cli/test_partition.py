@@ -1,4 +1,4 @@
-"""`hpcgnn partition` as a user meets it: files, figures, and refusals in one line."""
+"""`hpcgnn partition` on the command line: files, figures, and errors in one line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def grid(tmp_path_factory):
 
 
 def read(path: Path) -> tuple[dict, np.ndarray]:
-    """Header of a partition file and the part of each node; every part is checked."""
+    """Return the header of a partition file and the part of each node; check every part."""
     with PartitionFile(path) as file:
         owner = np.full(file.counts.num_nodes, -1)
         for part in range(file.num_parts):
@@ -52,7 +52,7 @@ def test_default_file_and_report(mpirun, grid, tmp_path, monkeypatch, parmetis):
     assert report["nodes"] == np.bincount(owner).tolist()
     assert max(report["balance"].values()) < 1.6
     lines = [line for line in result.stdout.splitlines() if not re.match(r"\d\d:\d\d:", line)]
-    assert lines[0].startswith("auto takes parmetis: it is there and fits (ParMETIS")
+    assert lines[0].startswith("auto takes parmetis: it is installed and fits (ParMETIS")
     assert lines[1].split() == ["parmetis", "random"]
     named = {" ".join(line.split()[:2]) for line in lines}
     assert {"edge cut", "communication volume,", "halo nodes,", "balance of"} <= named
@@ -61,7 +61,7 @@ def test_default_file_and_report(mpirun, grid, tmp_path, monkeypatch, parmetis):
 
 @pytest.fixture
 def shared_grid(comm, shared_path) -> Path:
-    """The grid, in a folder that all ranks of the test see."""
+    """The grid, in a folder that is shared by all ranks of the test."""
     if comm.rank == 0:
         write_graph(shared_path / "grid.h5", grid_edges(30, 30), 900)
     comm.barrier()
@@ -96,7 +96,7 @@ def test_the_file_is_the_same_from_any_number_of_ranks(comm, shared_grid):
 
 
 @pytest.mark.parametrize("name", ["4elt", "rgg_n_2_15_s0"])
-def test_known_graphs_are_cut_as_metis_does(mpirun, data, tmp_path, parmetis, name):
+def test_known_graphs_are_cut_as_well_as_by_metis(mpirun, data, tmp_path, parmetis, name):
     """METIS cuts 4elt into four at about 350 and rgg at about 520 undirected edges."""
     graph = tmp_path / f"{name}.h5"
     assert mpirun(0, "convert", data / "metis" / f"{name}.graph", graph).returncode == 0
@@ -109,8 +109,8 @@ def test_known_graphs_are_cut_as_metis_does(mpirun, data, tmp_path, parmetis, na
 
 
 @pytest.mark.slow
-def test_arxiv_at_four_parts(mpirun, data, tmp_path, parmetis):
-    """At most a quarter of a random partition's volume, edges within 1.3, below 3 GB in all."""
+def test_arxiv_in_four_parts_is_good_and_needs_little_memory(mpirun, data, tmp_path, parmetis):
+    """At most a quarter of a random partition's volume, edge balance below 1.3, below 3 GB."""
     graph, out, features = (tmp_path / name for name in ("arxiv.h5", "out.h5", "x.npy"))
     np.save(features, np.random.default_rng(0).normal(size=(169_343, 128)).astype(np.float32))
     source = data / "arxiv_structure.npz"
@@ -133,7 +133,9 @@ def test_bad_options_are_refused(mpirun, grid, tmp_path):
     refused(mpirun(0, "partition", grid, "--method", "best", "-o", out), "--method")
     refused(mpirun(0, "partition", grid, "--imbalance", 0.9, "-o", out), "--imbalance", "0.9")
     refused(
-        mpirun(2, "partition", grid, "--method", "block", "-o", grid), "this very call", "grid.h5"
+        mpirun(2, "partition", grid, "--method", "block", "-o", grid),
+        "is an input of this command",
+        "grid.h5",
     )
     assert not out.exists()
 
@@ -170,7 +172,7 @@ def test_bad_graphs_are_refused_and_nothing_is_left(comm, shared_grid):
 
 
 @pytest.mark.mpi
-def test_no_usable_parmetis_is_told_with_the_other_methods(comm, shared_grid, monkeypatch, capsys):
+def test_the_error_without_parmetis_names_the_other_methods(comm, shared_grid, monkeypatch, capsys):
     out = shared_grid.with_name("out.h5")
     monkeypatch.setenv("HPCGNN_PARMETIS", str(shared_grid.with_name("nowhere.so")))
     words = "nowhere.so.*HPCGNN_PARMETIS.*kaminpar, streaming, random or block"
@@ -182,7 +184,7 @@ def test_no_usable_parmetis_is_told_with_the_other_methods(comm, shared_grid, mo
         assert "auto takes kaminpar: ParMETIS can't be used" in capsys.readouterr().out
 
 
-# Debian's Open MPI and PT-Scotch, beside whatever MPI this environment has
+# Debian's Open MPI and PT-Scotch, besides the MPI of this environment
 
 
 def debian(pattern: str) -> str:
@@ -194,7 +196,7 @@ def debian(pattern: str) -> str:
 
 @pytest.fixture
 def open_mpi() -> dict[str, str]:
-    """What makes mpi4py take Debian's Open MPI."""
+    """The environment variables that make mpi4py use Debian's Open MPI."""
     return {
         "MPI4PY_MPIABI": "openmpi",
         "MPI4PY_LIBMPI": debian("*/libmpi.so.40"),

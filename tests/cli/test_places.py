@@ -1,4 +1,4 @@
-"""A rank that hangs in partition or predict is named with what it was doing."""
+"""A rank that hangs in `partition` or `predict` is named together with its stage."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PLACES = [
 
 
 def arguments(verb: ModuleType, comm: Communicator, folder: Path) -> list[object]:
-    """Of a call of the verb; rank 0 makes what it needs."""
+    """Return the arguments for a call of the verb; rank 0 creates the files that it needs."""
     if verb is partition:
         if comm.rank == 0:
             write_graph(folder / "in.h5", grid_edges(5, 5), 25)
@@ -64,7 +64,7 @@ def arguments(verb: ModuleType, comm: Communicator, folder: Path) -> list[object
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(("function", "verb", "place"), PLACES)
-def test_the_place_is_known(comm, shared_path, monkeypatch, function, verb, place):
+def test_the_location_names_the_stage(comm, shared_path, monkeypatch, function, verb, place):
     given = arguments(verb, comm, shared_path)
     module, name = function.split(":")
     module = importlib.import_module(module)
@@ -80,7 +80,7 @@ def test_the_place_is_known(comm, shared_path, monkeypatch, function, verb, plac
     assert any(comm.allgather(bool(seen), "test"))
 
 
-def test_the_place_is_told(comm, tmp_path):
+def test_the_error_of_a_hang_names_the_location(comm, tmp_path):
     function, verb, place = PLACES[0]
     given = [function, "partition", *arguments(verb, comm, tmp_path)]
     done = subprocess.run(

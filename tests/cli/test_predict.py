@@ -1,4 +1,4 @@
-"""`hpcgnn predict`: what its output may be, and what it does when that can't be written."""
+"""`hpcgnn predict`: valid outputs, and errors when the output can't be written."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def parts(comm, stored, shared_path, monkeypatch) -> Path:
 
 
 @pytest.mark.mpi
-def test_an_output_that_cant_be_made_ends_all_ranks(comm, parts, capsys):
-    """At once: the other ranks don't wait in an exchange."""
+def test_an_output_that_cannot_be_created_ends_all_ranks(comm, parts, capsys):
+    """At once: the other ranks do not wait in an exchange."""
     if comm.rank == 0:
         Path("file").touch()
     comm.barrier()
@@ -74,18 +74,18 @@ def test_only_predictions_are_replaced(comm, parts):
         Path("deep").mkdir()
     comm.barrier()
     for output, words in (
-        ("parts.h5", "is read by this very call"),
-        ("deep/../parts.h5", "is read by this very call"),
-        ("linked.h5", "is read by this very call"),
-        ("g.h5", "is no predictions file of hpcgnn"),
-        ("notes.csv", "is no predictions file of hpcgnn"),
+        ("parts.h5", "is an input of this command"),
+        ("deep/../parts.h5", "is an input of this command"),
+        ("linked.h5", "is an input of this command"),
+        ("g.h5", "is not a predictions file of hpcgnn"),
+        ("notes.csv", "is not a predictions file of hpcgnn"),
     ):
         before = Path(output).read_bytes()
         with pytest.raises(InputError, match=f"{output}: .*{words}.*choose another name"):
             call(comm, predict, parts, "--label-propagation", "-o", output, "--force")
         assert Path(output).read_bytes() == before
-    with pytest.raises(InputError, match="is read by this very call"):
-        # Whatever is given as the checkpoint.
+    with pytest.raises(InputError, match="is an input of this command"):
+        # Whatever kind of checkpoint is given.
         call(comm, predict, parts, "g.h5", "-o", "g.h5", "--force")
     for output in ("pr.h5", "pr.csv", "pr.npz"):
         call(comm, predict, parts, "--label-propagation", "-o", output)
@@ -97,8 +97,8 @@ def test_only_predictions_are_replaced(comm, parts):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("options", [(), ("--correct-and-smooth",)])
-def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
-    """Unless another is asked for; labels as input and smoothing read those of its nodes."""
+def test_the_split_is_that_of_training_by_default(comm, parts, capsys, options):
+    """Unless another is given; label inputs and smoothing use the labels of its training nodes."""
     call(
         comm,
         train,
@@ -133,8 +133,8 @@ def test_the_split_is_that_of_the_training(comm, parts, capsys, options):
 
 
 @pytest.mark.mpi
-def test_the_part_is_held_as_in_training(comm, parts, monkeypatch):
-    """Features where a GPU that can't hold them found room; on this machine, without a backward."""
+def test_features_are_kept_where_training_kept_them(comm, parts, monkeypatch):
+    """Features and precision are as in training; the mode is not, without a backward pass."""
     call(
         comm,
         train,
@@ -178,7 +178,7 @@ def test_a_lack_of_memory_is_explained(comm, parts, monkeypatch, function):
         raise RuntimeError("can't allocate memory: you tried to allocate 8000000000 bytes.")
 
     monkeypatch.setattr(predictions, function, full)
-    # Rank 0 is the one that prints it.
+    # Rank 0 prints it.
     words = r"8\.0 GB of host memory.*hpcgnn plan" if comm.rank == 0 else "memory"
     with pytest.raises(OutOfMemoryError, match=words):
         call(comm, predict, parts, "a/checkpoints/best.h5", "-o", "pr.h5")
@@ -187,7 +187,7 @@ def test_a_lack_of_memory_is_explained(comm, parts, monkeypatch, function):
 @pytest.mark.mpi
 @pytest.mark.parametrize("call_name", ["pwrite", "fsync"])
 @pytest.mark.parametrize("after", [0, 3])
-def test_a_full_disk_is_told_on_all_ranks(comm, parts, monkeypatch, call_name, after):
+def test_a_full_disk_ends_all_ranks(comm, parts, monkeypatch, call_name, after):
     real, calls = getattr(os, call_name), []
 
     def full(*args):
@@ -212,7 +212,7 @@ def test_a_full_disk_is_told_on_all_ranks(comm, parts, monkeypatch, call_name, a
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("first", [0, 57])
-def test_predictions_that_are_not_finite_are_told_of(comm, parts, monkeypatch, capfd, first):
+def test_predictions_that_are_not_finite_are_reported(comm, parts, monkeypatch, capfd, first):
     propagation = predictions.label_propagation
 
     def spoiled(graph, *arguments):

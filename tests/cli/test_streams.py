@@ -19,7 +19,7 @@ def full():
     os.close(number)
 
 
-def test_a_full_log_is_told_of_once(full, capsys):
+def test_a_full_disk_under_the_log_is_reported_once(full, capsys):
     stream = _Stream(full, lossy=True)
     assert stream.write(b"epoch 1\n") == stream.write(b"epoch 2\n") == 8
     assert capsys.readouterr().err == (
@@ -28,7 +28,7 @@ def test_a_full_log_is_told_of_once(full, capsys):
     )
 
 
-def test_a_full_result_is_an_error_once(full):
+def test_a_full_disk_under_the_result_is_an_error_once(full):
     stream = _Stream(full, lossy=False)
     with pytest.raises(OutputError, match="standard output can't be written: No space left"):
         stream.write(b"result\n")
@@ -46,13 +46,13 @@ def test_a_full_result_is_an_error_once(full):
         ("--version", "> /dev/full", 0),
     ],
 )
-def test_the_status_is_kept(arguments, redirection, status, tmp_path):
+def test_a_closed_or_full_output_keeps_the_exit_status(arguments, redirection, status, tmp_path):
     command = f"{sys.executable} -m hpcgnn {arguments} {redirection}"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (status, False)
 
 
-def test_names_that_are_not_utf_8(tmp_path):
+def test_names_that_are_not_utf_8_can_be_printed(tmp_path):
     name = os.fsdecode(b"g\xe4.h5")
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""From tables to predictions by the user's own ids, by the commands of the document."""
+"""From tables to predictions by the user's own ids, with the commands of docs/tables.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = ("blue", "green", "grey", "red")
 
 
 def write_tables(rng: np.random.Generator) -> dict[str, str]:
-    """The four tables; returns the colours of the later users."""
+    """Write the four tables; return the colours of the later users."""
     number, later = 500, 60
     users = [f"user_{k:05d}" for k in rng.permutation(10**5)[: number + later]]
     colours = rng.integers(0, 4, number + later)
@@ -50,7 +50,7 @@ def write_tables(rng: np.random.Generator) -> dict[str, str]:
 
 
 @pytest.mark.mpi
-def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
+def test_the_commands_of_the_tables_page_run(comm, shared_path, monkeypatch, capsys):
     monkeypatch.chdir(shared_path)
     truth = write_tables(np.random.default_rng(0)) if comm.rank == 0 else {}
     comm.barrier()
@@ -61,7 +61,7 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     parts = "later.h5" if comm.size == 1 else "later.p.h5"
     for _, name, *arguments in commands:
         verb = import_module(f"hpcgnn.cli.{name}")
-        if name == "predict" and comm.size > 1:  # as the document says of several ranks
+        if name == "predict" and comm.size > 1:  # as the page describes for several ranks
             call(comm, import_module("hpcgnn.cli.partition"), "later.h5", "-o", parts)
         arguments = [parts if a == "later.h5" and name == "predict" else a for a in arguments]
         if verb.PARALLEL:
@@ -123,7 +123,7 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
     with Path("other.csv").open(newline="") as file:
         columns = next(csv.reader(file))
     assert columns == ["original_id", "class", *(f"probability_{k}" for k in range(4))]
-    assert "classes go by number" in capsys.readouterr().err
+    assert "classes are written by number" in capsys.readouterr().err
     call_alone(import_module("hpcgnn.cli.info"), "later.h5")
     said = capsys.readouterr().out
     assert re.search(r"^  classes +blue, green, grey, red$", said, re.MULTILINE)
@@ -132,7 +132,7 @@ def test_the_commands_of_the_document(comm, shared_path, monkeypatch, capsys):
 
 
 @pytest.mark.mpi
-def test_classes_of_edges_come_back_by_name(comm, shared_path, monkeypatch):
+def test_edge_classes_are_predicted_by_name(comm, shared_path, monkeypatch):
     monkeypatch.chdir(shared_path)
     if comm.rank == 0:
         rng = np.random.default_rng(0)
@@ -175,7 +175,7 @@ def test_classes_of_edges_come_back_by_name(comm, shared_path, monkeypatch):
 
 
 def call_alone(verb, *arguments: str) -> None:
-    """A verb that runs on one rank."""
+    """Run a verb on one rank."""
     import argparse
 
     parser = argparse.ArgumentParser()

@@ -30,9 +30,9 @@ N, MANY = 50, 83
 
 
 def write_graph(folder: Path, *, bare: bool = False, seed: int = 0) -> Path:
-    """`graph.h5` of files of numbers: classes, speeds, edges with labels and a split.
+    """Convert arrays to `graph.h5`: classes, speeds, edges with labels and a split.
 
-    A bare one has none of these, and more nodes.
+    A bare graph has none of these, and more nodes.
     """
     rng = np.random.default_rng(seed)
     number = MANY if bare else N
@@ -63,7 +63,7 @@ def write_graph(folder: Path, *, bare: bool = False, seed: int = 0) -> Path:
 
 
 def converted(*arguments: object) -> None:
-    """`hpcgnn convert` on this rank, which has no communicator."""
+    """Run `hpcgnn convert` on this rank, without a communicator."""
     parser = argparse.ArgumentParser()
     convert.add_arguments(parser)
     assert convert.run(parser.parse_args(list(map(str, arguments))), None) == 0
@@ -115,8 +115,8 @@ FOUND = {
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_learned_and_predicted(comm, parts, task):
-    """On the graph that was trained on, and on one without labels, split or ids of its own."""
+def test_every_task_trains_resumes_and_predicts(comm, parts, task):
+    """On the training graph, and on one without labels, split or ids of its own."""
     options = ("--task", task, *CASES[task], *SETTINGS)
     call(comm, train, "known.p.h5", *options, "--epochs", 1, "--run-dir", "run")
     call(comm, train, "known.p.h5", *options, "--epochs", 2, "--run-dir", "run", "--resume")
@@ -146,7 +146,7 @@ def test_learned_and_predicted(comm, parts, task):
             assert np.array_equal(file["target_ids"], np.repeat(np.arange(MANY), np.diff(indptr)))
         assert file.attrs["not_finite"] == 0
         found = {name: file[name][()] for name in file}
-    if comm.rank == 0:  # the same on one rank, of a model that any number has trained
+    if comm.rank == 0:  # the same on one rank, for a model trained on any number of ranks
         alone = Communicator(MPI.COMM_SELF)
         call(alone, partition, "bare/graph.h5", "--method", "block", "-o", "alone.p1.h5")
         call(alone, predict, "alone.p1.h5", "run", "--any-graph", "-o", "alone.h5")
@@ -157,7 +157,7 @@ def test_learned_and_predicted(comm, parts, task):
     comm.barrier()
 
 
-def test_links_that_are_written_are_held_out(comm, parts):
+def test_predicted_links_are_the_held_out_ones(comm, parts):
     call(comm, train, "known.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     call(comm, predict, "known.p.h5", "run", "-o", "out.npz")
     with np.load("out.npz") as found, h5py.File("known/graph.h5") as graph:
@@ -165,14 +165,14 @@ def test_links_that_are_written_are_held_out(comm, parts):
         held_out = graph["edges/split"][()] > 1
         assert np.array_equal(found["source_ids"], graph["edges/indices"][()][held_out])
         assert np.array_equal(found["target_ids"], targets[held_out])
-        # Both directions of an edge are of one split.
+        # Both directions of an edge are in the same split.
         split = graph["edges/split"][()]
         of = dict(zip(zip(graph["edges/indices"], targets, strict=True), split, strict=True))
         assert all(of[b, a] == code for (a, b), code in of.items())
         assert 0.4 < (split == 1).mean() < 0.8
 
 
-def test_pairs_that_are_asked_for(comm, parts):
+def test_given_pairs_are_predicted(comm, parts):
     call(comm, train, "known.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     ends = np.random.default_rng(3).integers(0, N, (17, 2))
     if comm.rank == 0:
@@ -197,7 +197,7 @@ def test_pairs_that_are_asked_for(comm, parts):
         ("unknown.csv", r"unknown.csv: no node has this id \(found 4000\)"),
         ("known/x.npy", r"must be integers \[M, 2\]"),
         ("no.csv", "no.csv: no such file"),
-        ("known", "known: is no regular file"),
+        ("known", "known: is not a regular file"),
         *([(f"bad-{min(comm.rank, 1)}.csv", "ranks have different pairs")] * (comm.size > 1)),
     ):
         with pytest.raises(InputError, match=words):
@@ -206,7 +206,7 @@ def test_pairs_that_are_asked_for(comm, parts):
 
 @pytest.fixture
 def named(comm, shared_path, monkeypatch) -> list[str]:
-    """Names of nodes, of which `named.p.h5` is a graph; its edges have labels and a split."""
+    """Names of the nodes of the graph in `named.p.h5`, whose edges have labels and a split."""
     monkeypatch.chdir(shared_path)
     names = [f"{'ab'[k % 2]}, \u00fc {k}" * (1 + k % 3) for k in range(N)]
     if comm.rank == 0:
@@ -224,7 +224,7 @@ def named(comm, shared_path, monkeypatch) -> list[str]:
 
 
 def read_ids(path: Path) -> list[tuple[str, ...]]:
-    """The columns of ids in a file of predictions, as text."""
+    """Return the id columns of a predictions file, as text."""
     if path.suffix == ".npz":
         with np.load(path) as found:
             columns = [found[name].tolist() for name in found.files if name.endswith("_ids")]
@@ -243,8 +243,8 @@ def read_ids(path: Path) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("task", "endings"), [("edge-classes", (".npz", ".csv")), ("links", (".parquet", ".h5"))]
 )
-def test_names_come_back(comm, named, task, endings):
-    """Of edges, and of pairs that are asked for by them, also where a rank has none."""
+def test_edges_and_pairs_are_written_by_name(comm, named, task, endings):
+    """For edges, and for pairs given by name, also where a rank has none."""
     call(comm, train, "named.p.h5", "--task", task, *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     with h5py.File("named.h5") as graph:
         targets = np.repeat(np.arange(N), np.diff(graph["edges/indptr"][()]))
@@ -270,13 +270,13 @@ def test_names_come_back(comm, named, task, endings):
     assert len(read_ids(out)) == len(told)
 
 
-def test_names_that_no_node_has(comm, named):
+def test_unknown_node_names_are_refused(comm, named):
     call(comm, train, "named.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     for ends, words in (
         ((named[0], "nobody"), r"no node has this id \(found 'nobody'\)"),
         ((named[0], "long" * 99), r"no node has this id \(found 'longlong"),
         ((named[0], ""), "row 2 must begin with two ids"),
-        ((named[0], "x" * 200_000), "is no table of text: field larger"),
+        ((named[0], "x" * 200_000), "is not a text table: field larger"),
     ):
         if comm.rank == 0:
             with Path("pairs.csv").open("w", newline="") as file:
@@ -290,7 +290,7 @@ def test_names_that_no_node_has(comm, named):
         comm.barrier()
 
 
-def test_what_does_not_fit_is_refused(comm, parts):
+def test_mismatched_options_are_refused(comm, parts):
     for options, words in (
         (("--task", "links", "--metric", "mae"), "--metric mae doesn't fit links: choose mrr"),
         (("--task", "values", "--target", "mass"), "no array of this name: speed"),

@@ -1,4 +1,4 @@
-"""`hpcgnn train` and `hpcgnn predict` as a user meets them."""
+"""`hpcgnn train` and `hpcgnn predict` on the command line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write(path: Path, num_nodes: int, num_edges: int, labels: bool = True, seed:
 
 @pytest.fixture
 def graph(comm, shared_path, monkeypatch) -> Path:
-    """A small graph file; partitions and runs go to the same folder, the current one."""
+    """A small graph file; partitions and runs are written to the same folder, the current one."""
     monkeypatch.chdir(shared_path)
     if comm.rank == 0:
         write(shared_path / "g.h5", NUM_NODES, 240)
@@ -63,20 +63,20 @@ def graph(comm, shared_path, monkeypatch) -> Path:
 
 
 def parts_of(comm: Communicator, graph: Path) -> Path:
-    """What training on a graph file loads: on one rank the file itself."""
+    """Return the file that training on a graph file loads: on one rank the file itself."""
     return Path(f"partitions/g.p{comm.size}.h5") if comm.size > 1 else graph
 
 
 @pytest.fixture
 def alone() -> Iterator[Communicator]:
-    """Each rank for itself."""
+    """Return a communicator of this rank alone."""
     communicator = Communicator(MPI.COMM_SELF)
     yield communicator
     communicator.close()
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every dataset of a file."""
+    """Return every dataset of a file."""
     found: dict[str, np.ndarray] = {}
     with h5py.File(path) as file:
         file.visititems(
@@ -86,17 +86,17 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.mpi
-def test_stopped_and_resumed_runs_end_alike(comm, alone, graph):
-    """Bit-identical on the same ranks; within rounding where another number goes on.
+def test_stopped_and_resumed_runs_give_the_same_result(comm, alone, graph):
+    """Bit-identical on the same number of ranks; within rounding on another number.
 
-    Settings and graph are those of the run, where none are given.
+    Settings and graph default to those of the run.
     """
     last = "checkpoints/epoch-000020.h5"
     call(comm, train, graph, *SETTINGS, "--epochs", 20, "--run-dir", "a")
     parts = parts_of(comm, graph)
     made = parts.stat().st_mtime_ns
     call(comm, train, graph, *SETTINGS, "--epochs", 10, "--run-dir", "b")
-    assert parts.stat().st_mtime_ns == made  # found and used again
+    assert parts.stat().st_mtime_ns == made  # reused
     if comm.rank == 0:
         shutil.copytree("b", "c")
     comm.barrier()
@@ -112,12 +112,12 @@ def test_stopped_and_resumed_runs_end_alike(comm, alone, graph):
 
 
 @pytest.mark.mpi
-def test_training_replaces_only_partitions_of_its_own(comm, graph):
+def test_training_replaces_only_partitions_that_training_made(comm, graph):
     parts = Path(f"partitions/g.p{comm.size}.h5")
     options = (*SETTINGS, "--epochs", 1)
     if comm.size == 1:
         call(comm, train, graph, *options, "--run-dir", "a")
-        assert not Path("partitions").exists()  # a single rank needs no copy of the graph
+        assert not Path("partitions").exists()  # a single rank needs no partition file
         return
 
     def change(path: Path, content: bytes) -> None:
@@ -134,17 +134,17 @@ def test_training_replaces_only_partitions_of_its_own(comm, graph):
         write(graph, NUM_NODES, 200, seed=2)
     comm.barrier()
     call(comm, train, graph, *options, "--run-dir", "b")
-    assert parts.read_bytes() != first  # made again for the graph that has changed
+    assert parts.read_bytes() != first  # partitioned again, since the graph has changed
     for content in (Path("by_hand.h5").read_bytes(), former, b"precious"):
         change(parts, content)
-        with pytest.raises(InputError, match="is no partition that training made of this graph"):
+        with pytest.raises(InputError, match="is not a partition of this graph made by training"):
             call(comm, train, graph, *options, "--run-dir", "c")
         assert parts.read_bytes() == content
 
 
 @pytest.mark.mpi
 def test_predictions_are_in_the_order_of_the_graph(comm, alone, graph):
-    """Several ranks write what one does; after-treatment is chosen by options."""
+    """Several ranks write the same as one; options choose the postprocessing."""
     call(comm, train, graph, *SETTINGS, "--epochs", 5, "--run-dir", "a")
     best, parts = "a/checkpoints/best.h5", parts_of(comm, graph)
     call(comm, predict, parts, best, "-o", "several.h5", "--embeddings")
@@ -191,8 +191,8 @@ def test_a_checkpoint_of_another_graph_is_refused(comm, graph):
 
 
 @pytest.mark.mpi
-def test_few_nodes_and_no_labels(comm, graph):
-    """Empty parts train like others, but not by intent; without labels nothing can be learned."""
+def test_graphs_with_few_nodes_or_without_labels(comm, graph):
+    """Empty parts train like others, but are refused when asked for; training needs labels."""
     if comm.rank == 0:
         write(Path("tiny.h5"), 3, 4, seed=2)
         write(Path("bare.h5"), 9, 20, labels=False)
@@ -228,7 +228,7 @@ def test_files_that_do_not_fit_are_refused_by_all_ranks(comm, alone, graph):
         comm.barrier()
 
 
-def test_a_refusal_of_several_ranks_is_one_line(mpirun, graph, alone):
+def test_an_error_on_several_ranks_is_printed_once(mpirun, graph, alone):
     parts = graph.with_name("parts.h5")
     call(alone, partition, graph, "--parts", 3, "--method", "block", "-o", parts)
     words = "parts.h5", "has 3 parts but the job has 2 ranks", "--parts 2"

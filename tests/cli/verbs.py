@@ -1,4 +1,4 @@
-"""Verbs called on the ranks of a test, and refusals of verbs run as a job."""
+"""Helpers that call verbs on the ranks of a test, and check errors of verbs run as jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hpcgnn.comm.communicator import Communicator
 
 
 def call(comm: Communicator, verb: ModuleType, *arguments: object) -> None:
-    """A verb on the ranks of this test, as the command line runs it."""
+    """Call a verb on the ranks of this test, as the command line does."""
     parser = argparse.ArgumentParser()
     verb.add_arguments(parser)
     assert verb.run(parser.parse_args(list(map(str, arguments))), comm) == 0

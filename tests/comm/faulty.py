@@ -1,4 +1,4 @@
-"""A small parallel program that goes wrong in the way its first argument says."""
+"""A small parallel program that fails in the way named by its first argument."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def one_stopped_in_library(comm: Any) -> None:
 def one_elsewhere(comm: Any) -> None:
     with comm.at("evaluation"):
         if comm.rank == 1:
-            time.sleep(0.7)  # the other one's time ends first
+            time.sleep(0.7)  # the other rank's timeout expires first
             comm.wait_any([comm.mpi.Irecv(np.empty(1), 0, 5)], "a message nobody sends")
 
 

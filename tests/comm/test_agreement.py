@@ -1,4 +1,4 @@
-"""Ranks that were told different things find out together."""
+"""Ranks with different arguments or files find the difference together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcgnn.errors import InputError
 pytestmark = pytest.mark.mpi
 
 
-def test_the_same(comm):
+def test_equal_values_are_accepted(comm):
     require_same(comm, {"seed": 3, "rate": float("nan")}, "options")
 
 
@@ -28,7 +28,7 @@ def test_the_first_difference_is_named_on_all_ranks(comm):
     assert len(set(comm.allgather(str(caught.value)))) == 1
 
 
-def test_paths_are_shown_as_names(comm):
+def test_paths_are_shown_by_name(comm):
     name = Path("b.h5" if comm.rank == 1 else "a.h5")
     if comm.size == 1:
         require_same(comm, {"file": name, "sources": [name]}, "options")
@@ -39,7 +39,7 @@ def test_paths_are_shown_as_names(comm):
         require_same(comm, {"sources": [name]}, "options")
 
 
-def test_a_file_that_each_rank_reads_is_the_same(comm, shared_path):
+def test_different_file_contents_are_refused(comm, shared_path):
     same, own = shared_path / "same", shared_path / f"{min(comm.rank, 1)}"
     if comm.rank == 0:
         same.write_text("a" * 3_000_000)
@@ -50,7 +50,7 @@ def test_a_file_that_each_rank_reads_is_the_same(comm, shared_path):
     if comm.size > 1:
         with pytest.raises(InputError, match="the ranks have different pairs: checksum is"):
             require_same_file(comm, own, "pairs")
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         require_same_file(comm, shared_path, "pairs")
     absent = shared_path / ("absent" if comm.rank == comm.size - 1 else "same")
     with pytest.raises(InputError, match="no such file"):

@@ -1,4 +1,4 @@
-"""Collective operations against mpi4py's own and numpy, on any number of ranks."""
+"""Collective operations compared with mpi4py's and NumPy, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_allreduce_scalars_and_tensors(comm):
         comm.allreduce(1, "mean")
 
 
-def test_objects(comm, monkeypatch):
+def test_objects_are_sent_by_broadcast_gather_and_allgather(comm, monkeypatch):
     monkeypatch.setattr(collectives, "PIECE_BYTES", 100)
     for root in range(comm.size):
         mine = {"rank": comm.rank, "rows": np.arange(50 * comm.rank)}
@@ -73,7 +73,7 @@ def test_objects(comm, monkeypatch):
 
 @pytest.mark.parametrize("tail", [(), (3,), (2, 0), (2, 3)])
 @pytest.mark.parametrize("piece_bytes", [5, 64, 1 << 20])
-def test_alltoallv(comm, monkeypatch, tail, piece_bytes):
+def test_alltoallv_delivers_rows(comm, monkeypatch, tail, piece_bytes):
     sent_bytes = []
     isend = comm.isend
     monkeypatch.setattr(comm, "isend", lambda b, *to: sent_bytes.append(b.nbytes) or isend(b, *to))
@@ -111,7 +111,7 @@ def test_alltoallv_refuses_mixed_arrays(comm):
 
 
 @pytest.mark.parametrize("kind", [InputError, NumericalError, ValueError])
-def test_agree(comm, kind):
+def test_agree_raises_the_error_of_the_lowest_rank(comm, kind):
     comm.agree(None)
     for lowest in range(comm.size):
         error = kind(f"bad on {comm.rank}") if comm.rank >= lowest else None
@@ -127,7 +127,7 @@ def test_agree(comm, kind):
         assert agreed.alone == (lowest > 0)
 
 
-def test_in_turn(comm, shared_path):
+def test_in_turn_runs_ranks_in_order(comm, shared_path):
     path = shared_path / "order"
     for _ in range(2):
         with comm.in_turn("writing"), path.open("a") as out:
@@ -136,7 +136,7 @@ def test_in_turn(comm, shared_path):
         comm.barrier()
 
 
-def test_an_error_in_turn_is_raised_on_all_ranks(comm):
+def test_an_error_inside_in_turn_is_raised_on_all_ranks(comm):
     with pytest.raises(InputError, match="bad on 0"), comm.in_turn("writing"):
         if comm.rank == 0:
             raise InputError("bad on 0")
@@ -176,7 +176,7 @@ def test_signals_are_handled_while_waiting(comm):
     comm.barrier()
 
 
-def test_sub(comm):
+def test_sub_makes_a_communicator_of_some_ranks(comm):
     ranks = list(range(comm.size))[::-2]
     part = comm.sub(ranks)
     assert (part is None) == (comm.rank not in ranks)
@@ -185,7 +185,7 @@ def test_sub(comm):
         part.close()
 
 
-def test_timeout_from_environment(comm, monkeypatch):
+def test_timeout_is_read_from_the_environment(comm, monkeypatch):
     monkeypatch.setenv("HPCGNN_TIMEOUT", "12.5")
     made = Communicator()
     assert made.timeout == 12.5
@@ -197,20 +197,20 @@ def test_timeout_from_environment(comm, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf"), "3", True])
-def test_timeout_of_a_program(comm, wrong):
+def test_timeout_given_by_a_program(comm, wrong):
     for give in (lambda: Communicator(timeout=wrong), lambda: setattr(comm, "timeout", wrong)):
         with pytest.raises(InputError, match="timeout must be a number of seconds above 0"):
             give()
 
 
-def test_what_is_no_communicator_is_refused():
+def test_other_objects_than_communicators_are_refused():
     for wrong in (3, "world", MPI.COMM_NULL):
         for make in (Communicator, Communicator.of):
             with pytest.raises(InputError, match=r"comm (must be|is MPI.COMM_NULL)"):
                 make(wrong)
 
 
-def test_strict_mode_passes_when_all_are_together(comm, monkeypatch):
+def test_strict_mode_accepts_equal_operations(comm, monkeypatch):
     monkeypatch.setenv("HPCGNN_STRICT", "1")
     made = Communicator(timeout=60)
     assert made.allreduce(np.ones(3), where="a").tolist() == [made.size] * 3
@@ -220,7 +220,7 @@ def test_strict_mode_passes_when_all_are_together(comm, monkeypatch):
     made.close()
 
 
-def test_one_communicator_is_kept_for_each_of_mpis(comm):
+def test_one_communicator_is_kept_per_mpi_communicator(comm):
     kept = Communicator.of(comm.mpi)
     assert Communicator.of(comm.mpi) is kept is not Communicator.of()
     kept.close()

@@ -1,4 +1,4 @@
-"""What launchers set in the environment, and what others left there."""
+"""Environment variables that launchers set, and stray values of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("PMI_RANK", "PMI_ID", "PMI_SIZE", "PMI_FD", "PMI_PORT", "PMIX_RANK", "P
 
 
 @pytest.mark.parametrize("value", ["x", "", "nan", "-1", "9" * 30, "1.5"])
-def test_what_would_end_mpi_at_its_start_is_forgotten(monkeypatch, value):
+def test_variables_that_would_break_mpis_start_are_removed(monkeypatch, value):
     for name in NAMES:
         monkeypatch.setenv(name, value)
     forget_nonsense()
@@ -27,7 +27,7 @@ def test_what_would_end_mpi_at_its_start_is_forgotten(monkeypatch, value):
     assert left == ({"PMI_RANK", "PMI_ID", "PMI_SIZE"} if value == "-1" else set())
 
 
-def test_what_launchers_set_stays(monkeypatch):
+def test_variables_set_by_launchers_are_kept(monkeypatch):
     read, write = os.pipe()
     values = dict(zip(NAMES, ("1", "1", "2", str(read), "node:4000", "1", "job"), strict=True))
     for name, value in values.items():
@@ -41,7 +41,7 @@ def test_what_launchers_set_stays(monkeypatch):
     assert "PMI_FD" not in os.environ
 
 
-def test_one_process_does_without_mpi_where_that_is_said(monkeypatch):
+def test_one_process_runs_without_mpi_on_request(monkeypatch):
     for names in _LAUNCHERS:
         for name in names:
             monkeypatch.delenv(name, raising=False)
@@ -50,7 +50,7 @@ def test_one_process_does_without_mpi_where_that_is_said(monkeypatch):
         assert is_forgone()
     assert not is_forgone()
     monkeypatch.setenv(FORGONE, "mpich")
-    with pytest.raises(InputError, match=r"HPCGNN_MPI is none, or not set .*'mpich'"):
+    with pytest.raises(InputError, match=r"HPCGNN_MPI must be none or unset .*'mpich'"):
         is_forgone()
     with forgone():
         assert is_forgone()

@@ -1,4 +1,4 @@
-"""The ring exchange: what arrives, in which order, and in how much memory."""
+"""The ring exchange: which rows arrive, in which order, and in how much memory."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Watched:
 
     def _note(self, kind: str, buffer, request):
         self.empty_messages += len(buffer) == 0 and int(kind.split()[1]) in TAGS.values()
-        # The ring nulls what it has seen finish, so that this looks at requests and moves none.
+        # The ring clears finished requests, so this inspects requests without progressing any.
         self.open[kind] = [r for r in self.open.get(kind, []) if r != type(r)()] + [request]
         self.most[kind] = max(self.most[kind], len(self.open[kind]))
         return request
 
 
 def matrix(size: int, most: int, seed: int) -> np.ndarray:
-    """Rows from each rank to each other; one rank in three sends or receives nothing."""
+    """Return the rows from each rank to each other; one rank in three sends or receives nothing."""
     rows = np.random.default_rng(seed).integers(0, most + 1, (size, size))
     rows[1::3] = 0
     rows[:, 2::3] = 0
@@ -61,7 +61,7 @@ def value(source: int, target: int, row: int) -> int:
 
 
 def swap(comm, ring, rows, width, reply_width=0, at_once=False, dtype=torch.float32):
-    """Exchange the rows of `matrix` in pieces; what came and what was answered, in order."""
+    """Exchange the rows of `matrix` in pieces and check the rows and replies, in order."""
     rank, size = comm.rank, comm.size
     most = 1 << 20 if at_once else ring.rows_per_message(width, dtype, reply_width)
     going = [
@@ -123,7 +123,7 @@ BOUNDS += [
 
 
 @pytest.mark.parametrize(("kind", "prefetch", "halo_buffer", "most"), BOUNDS)
-def test_bounded_exchange(comm, kind, prefetch, halo_buffer, most):
+def test_an_exchange_stays_within_its_buffer(comm, kind, prefetch, halo_buffer, most):
     watched, ahead = Watched(comm), prefetch
     ring = Ring(watched, halo_buffer=halo_buffer, prefetch=prefetch)
     if kind != "host":
@@ -144,7 +144,7 @@ def test_bounded_exchange(comm, kind, prefetch, halo_buffer, most):
         assert watched.most["send 11"] == prefetch or halo_buffer > 4096
 
 
-def test_all_at_once(comm):
+def test_all_messages_can_be_posted_at_once(comm):
     """One message per pair, all of them posted before any is waited for."""
     watched = Watched(comm)
     ring = Ring(watched, halo_buffer=4096, prefetch=1)
@@ -156,7 +156,7 @@ def test_all_at_once(comm):
     )
 
 
-def test_double_precision_and_release(comm):
+def test_buffers_hold_double_precision_and_are_released(comm):
     ring = Ring(comm, halo_buffer=8192)
     swap(comm, ring, matrix(comm.size, 400, 5), 3, 2, dtype=torch.float64)
     assert ring.peak_bytes <= 8192
@@ -165,7 +165,7 @@ def test_double_precision_and_release(comm):
 
 
 def test_slots_are_reused(comm):
-    """Allocated once: a second exchange of the same widths allocates nothing."""
+    """A second exchange of the same widths allocates nothing."""
     ring = Ring(comm, halo_buffer=1 << 16)
     rows = matrix(comm.size, 200, 1)
     swap(comm, ring, rows, 4, 1)
@@ -186,10 +186,12 @@ def test_messages_fill_the_buffer(comm, width):
         assert 7 / 8 * most < 4 * rows * row_bytes <= most
 
 
-def test_refusals(comm):
+def test_invalid_settings_are_refused(comm):
     with pytest.raises(InputError, match="--prefetch must be an integer of at least 1"):
         Ring(comm, prefetch=0)
-    with pytest.raises(InputError, match="--halo-buffer must be bytes, at least 4 KiB"):
+    with pytest.raises(
+        InputError, match="--halo-buffer must be an integer number of bytes, at least 4 KiB"
+    ):
         Ring(comm, halo_buffer=4095)
     ring = Ring(comm, halo_buffer=4096, prefetch=2)
     assert ring.rows_per_message(256, torch.float32) == 1

@@ -1,4 +1,4 @@
-"""One process without an MPI library: everything but other ranks."""
+"""One process without an MPI library: everything works except other ranks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_all_verbs_work_in_one_process(loaded_python, tmp_path):
     assert "no MPI, so one process at a time: pip install mpich" in done.stdout
     assert "auto takes" in done.stdout and (tmp_path / "jobs/train.sbatch").is_file()
     refusal = done.stderr.splitlines()[-1]
-    assert "start 2 ranks (`mpiexec -n 2 ...`), for which MPI is missing: pip install" in refusal
+    assert "start 2 ranks (`mpiexec -n 2 ...`), but MPI is not installed: pip install" in refusal
 
 
 def test_communicators_of_an_mpi_that_was_not_started_are_refused(loaded_python):

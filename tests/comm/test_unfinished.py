@@ -1,4 +1,4 @@
-"""Errors amid messages: what follows them is right, or refused."""
+"""Errors during an exchange: later operations give right results, or are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NODES, WIDTH = 400, 16
 
 
 class Failing(MessagePassing):
-    """Raises in the call of `message` with number `fails_at`."""
+    """A layer that raises in the `fails_at`-th call of `message`."""
 
     def __init__(self, fails_at: int) -> None:
         super().__init__("sum", piece=200)
@@ -54,7 +54,7 @@ def graph(request, comm, whole):
 
 
 def check(graph, whole, message_passing):
-    """Sums and gradients against dense ones; with other numbers than those of before."""
+    """Compare sums and gradients with dense ones, with other numbers than before."""
     dense = whole.dense(False)
     for factor in (3.0, -2.0):
         x = (local(graph, whole.features) * factor).requires_grad_()
@@ -92,27 +92,27 @@ def test_ranks_fail_at_their_own_message_and_go_on(comm, graph, whole, mode, lat
     first, layer.calls = 1 + min(later * comm.rank, layer.calls - 1), 0
     layer.fails_at = first
     attempt(lambda: y.sum().backward() if backward else layer(graph, x))
-    attempt(lambda: comm.barrier())  # all hear here if some had nothing to do and didn't fail
+    attempt(lambda: comm.barrier())  # informs ranks that had nothing to do and didn't fail
     layer.fails_at = 0
     check(graph, whole, layer)
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 4])
-def test_one_rank_fails_alone(comm, graph, whole, fails_at):
-    """The others hear of it in this operation or the next; none goes on with wrong rows."""
+def test_a_failure_of_one_rank_is_reported_to_the_others(comm, graph, whole, fails_at):
+    """The others are informed in this operation or the next; none continues with wrong rows."""
     if comm.size == 1:
         pytest.skip("no others")
     layer = Failing(fails_at if comm.rank == 0 else 0)
     first = attempt(lambda: layer(graph, local(graph, whole.features)))
     second = attempt(comm.barrier)
     assert isinstance(first, ValueError) == (comm.rank == 0)
-    assert comm.rank == 0 or "gave up" in str(first or second)
+    assert comm.rank == 0 or "abandoned" in str(first or second)
     layer.fails_at = 0
     check(graph, whole, layer)
 
 
 @pytest.mark.parametrize("kind", ["host", "staged", "ipc", "ipc and staged"])
-def test_failing_in_place_of_packing_and_of_taking_a_reply(comm, kind):
+def test_an_exchange_after_failing_callbacks_gets_its_own_rows(comm, kind):
     """Whatever the callbacks of an exchange raise, the next exchange gets its own rows."""
     ring, rows = Ring(comm, halo_buffer=4096, prefetch=2), 5
     if kind != "host":
@@ -159,7 +159,7 @@ def test_failing_in_place_of_packing_and_of_taking_a_reply(comm, kind):
         swap(1000.0 * mark + 500, "", 0)
 
 
-def test_lack_of_memory_amid_a_layer_and_a_retry(comm, graph, whole, monkeypatch):
+def test_a_layer_can_be_retried_after_running_out_of_memory(comm, graph, whole, monkeypatch):
     x = local(graph, whole.features)
     torch.manual_seed(0)
     weights = torch.randn(6, WIDTH), torch.randn(2, 3), torch.randn(2, 3)
@@ -190,11 +190,11 @@ def test_an_operation_inside_an_exchange_is_refused(comm, graph, whole):
 
     if comm.size != 2:
         pytest.skip("ranks call a different number of times")
-    with pytest.raises(CommunicationError, match="given up, since another operation began"):
+    with pytest.raises(CommunicationError, match="abandoned, since another operation began"):
         Nested("sum")(graph, local(graph, whole.features))
 
 
-def test_nothing_follows_a_wait_that_was_left(comm, monkeypatch):
+def test_operations_after_an_interrupted_wait_are_refused(comm, monkeypatch):
     made = Communicator(timeout=60)
 
     def interrupted(*_args):
@@ -205,7 +205,9 @@ def test_nothing_follows_a_wait_that_was_left(comm, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             made.barrier("roll call")
     for operation in (made.barrier, lambda: made.allreduce(1), lambda: made.alltoallv([])):
-        with pytest.raises(CommunicationError, match=r"'roll call' was left by KeyboardInterrupt"):
+        with pytest.raises(
+            CommunicationError, match=r"'roll call' was interrupted by KeyboardInterrupt"
+        ):
             operation()
     with pytest.raises(CommunicationError, match="roll call"):
         Exchange(Ring(made), [], [], 1, torch.float32)
@@ -213,7 +215,7 @@ def test_nothing_follows_a_wait_that_was_left(comm, monkeypatch):
 
 @pytest.fixture
 def impatient(comm, monkeypatch):
-    """A communicator whose ranks look soon whether they wait in vain, long before its limit."""
+    """A communicator whose ranks soon check for deadlocks, long before the timeout."""
     if comm.size == 1:
         pytest.skip("no others")
     monkeypatch.setattr(wait, "LOOK_SECONDS", 0.1)
@@ -221,7 +223,7 @@ def impatient(comm, monkeypatch):
     return Communicator(timeout=300)
 
 
-def test_a_rank_that_refuses_tells_those_that_wait_for_it(impatient, monkeypatch):
+def test_a_rank_that_refuses_operations_informs_waiting_ranks(impatient, monkeypatch):
     def broken(*_args):
         raise ValueError("a fault")
 
@@ -229,13 +231,13 @@ def test_a_rank_that_refuses_tells_those_that_wait_for_it(impatient, monkeypatch
         with monkeypatch.context() as patched:
             patched.setattr(impatient._waiter, "any", broken)
             assert isinstance(attempt(lambda: impatient.barrier("roll call")), ValueError)
-    for _ in range(2):  # the first may have come to its end
+    for _ in range(2):  # the first may have completed
         error = attempt(lambda: impatient.barrier("roll call"))
-    assert "'roll call' was left by ValueError" in str(error)
-    assert impatient.rank == 0 or "rank 0 doesn't go on" in str(error)
+    assert "'roll call' was interrupted by ValueError" in str(error)
+    assert impatient.rank == 0 or "rank 0 can't continue" in str(error)
 
 
-def test_ranks_that_wait_for_each_other_at_different_places_are_told(impatient):
+def test_a_deadlock_between_different_operations_is_reported(impatient):
     def there() -> None:
         impatient.wait_any([impatient.irecv(np.empty(1), 0, 5)], "there")
 
@@ -245,7 +247,7 @@ def test_ranks_that_wait_for_each_other_at_different_places_are_told(impatient):
     assert time.monotonic() - start < 60
 
 
-def test_a_message_that_is_too_long_for_its_place_is_an_error_of_ours(comm):
+def test_a_message_too_long_for_its_buffer_is_our_own_error(comm):
     made = Communicator(timeout=60)
     sent = made.isend(np.zeros(8, np.uint8), made.rank, 7)
     with pytest.raises(CommunicationError, match=r"'short': MPI says .*different places"):
@@ -253,8 +255,8 @@ def test_a_message_that_is_too_long_for_its_place_is_an_error_of_ours(comm):
     sent.Free()
 
 
-def test_a_rank_that_begins_an_epoch_again_is_refused(comm, graph, whole):
-    """What it sends is as long as what the others wait for, and of another layer."""
+def test_a_rank_that_restarts_an_epoch_alone_is_refused(comm, graph, whole):
+    """Its message has the length that the others expect, but belongs to another layer."""
     if comm.size == 1:
         pytest.skip("no others")
     x = local(graph, whole.features)
@@ -283,7 +285,7 @@ def test_short_messages_for_a_late_rank_wait_at_their_senders(comm, kind):
         for _ in Exchange(ring, outgoing, incoming, width, torch.float32):
             pass
 
-    exchange(20)  # MPI's own memory for each pair of ranks is taken at first use
+    exchange(20)  # MPI allocates memory for each pair of ranks at first use
     comm.barrier()
     grown = 0
     if comm.rank == comm.size - 1:

@@ -1,4 +1,4 @@
-"""Work handed out by rank 0: order, errors at their turn, several maps at once."""
+"""Work distributed by rank 0: order, errors in their turn, several maps at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def squared(x: int) -> np.ndarray:
     return np.full(1000 * x, x * x)
 
 
-def test_results_come_in_order_and_errors_at_their_turn(comm):
+def test_results_and_errors_arrive_in_order(comm):
     workers = Workers(comm)
     if comm.rank > 0:
         workers.serve()
@@ -41,4 +41,4 @@ def test_results_come_in_order_and_errors_at_their_turn(comm):
             next(results)
         with pytest.raises(KeyError if comm.size == 1 else HpcgnnError, match="thirteen"):
             list(workers.map(squared, [13]))
-        next(workers.map(squared, range(1, 6)))  # the rest is never asked for
+        next(workers.map(squared, range(1, 6)))  # the rest is never requested

@@ -39,22 +39,22 @@ def test_serial_verbs_run_once_without_mpi(python, ranks):
 
 
 @pytest.mark.parametrize("ranks", [0, 1, 3])
-def test_parallel_verbs(python, ranks):
+def test_parallel_verbs_run_on_all_ranks(python, ranks):
     outcome = python(ranks, "-c", PARALLEL, env={"HPCGNN_TIMEOUT": "9"})
     size = max(ranks, 1)
     assert (outcome.status, outcome.out, outcome.err) == (5, f"{size} 9.0\n" * size, "")
 
 
-def test_a_run_gives_its_communicators_back():
-    """MPI has some two thousand of them, and a program may call verbs one after another."""
+def test_a_run_frees_its_communicators():
+    """MPI allows about two thousand, and a program may call many verbs in sequence."""
     made = []
     assert world.run(lambda comm: made.append(comm) or 0) == 0
     assert made[0].mpi == MPI.COMM_NULL
 
 
 @pytest.mark.parametrize("former", [None, "9"])
-def test_the_limit_of_a_run_ends_with_it(monkeypatch, former):
-    """Whatever waits within has it, and the next run of this process its own."""
+def test_the_timeout_of_a_run_does_not_outlast_it(monkeypatch, former):
+    """All operations inside the run use it; the next run of this process has its own."""
     if former is None:
         monkeypatch.delenv("HPCGNN_TIMEOUT", raising=False)
     else:
@@ -75,11 +75,11 @@ def test_the_limit_of_a_run_ends_with_it(monkeypatch, former):
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_mpiexec_of_another_mpi(python, rank):
+def test_mpiexec_of_another_mpi_is_reported(python, rank):
     env = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": "4"}
     outcome = python(0, "-c", PARALLEL, env=env)
     assert outcome.status == 2 and outcome.out == ""
-    (line,) = outcome.errors  # rank 1 speaks where rank 0 hasn't ended the job by then
+    (line,) = outcome.errors  # rank 1 reports if rank 0 hasn't ended the job by then
     told = "mpiexec or srun started 4 processes, but MPI sees one: mpi4py uses"
     assert told in line and line.startswith("hpcgnn: error: rank 1 (") == (rank == "1")
 
@@ -98,11 +98,11 @@ OF_MPICH = pytest.mark.skipif(
 
 @OF_MPICH
 @pytest.mark.parametrize("end", ["sys.exit(0)", "sys.exit(1)", "os._exit(0)"])
-def test_a_rank_that_ends_before_mpi_starts_is_missed(python, end):
+def test_a_rank_that_ends_before_mpi_starts_is_named(python, end):
     outcome = python(4, "-c", ENDS.format(end))
     assert outcome.status == 3 and outcome.seconds < 30
     assert outcome.err == (
-        "hpcgnn: error: rank 0 waits in the start of MPI for ranks 1, 2, which ended before\n"
+        "hpcgnn: error: rank 0 waits in the start of MPI for ranks 1, 2, which ended before it\n"
     )
 
 
@@ -124,28 +124,28 @@ def test_a_rank_that_fails_before_mpi_starts_ends_the_others(python, failure, st
 
 
 @OF_MPICH
-def test_a_script_that_stands_between_does_not_hide_it(python, tmp_path):
+def test_a_wrapper_script_does_not_hide_an_ended_rank(python, tmp_path):
     script = tmp_path / "each.sh"
     script.write_text('[ "$PMI_RANK" = 1 ] || "$1" -c "$2"; exit\n')
     start = f"import os; os.execlp('sh', 'sh', {str(script)!r}, {sys.executable!r}, {PARALLEL!r})"
     outcome = python(2, "-c", start)
     assert outcome.status == 3 and outcome.seconds < 30
     assert outcome.err == (
-        "hpcgnn: error: rank 0 waits in the start of MPI for rank 1, which ended before\n"
+        "hpcgnn: error: rank 0 waits in the start of MPI for rank 1, which ended before it\n"
     )
 
 
-def test_a_long_start_is_told_of(monkeypatch, capsys):
+def test_a_long_start_gives_a_note(monkeypatch, capsys):
     watch = bounded_start._Watch("rank 0", 600.0)
     monkeypatch.setattr(watch, "_said", 10.0)
     for seconds in (1.0, 9.0, 11.0, 40.0):
         watch._tell(seconds)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("hpcgnn: note: rank 0 waits in the start of MPI for the other ranks")
+    assert line.startswith("hpcgnn: note: rank 0 has waited")
 
 
-def test_a_start_that_the_library_ends_is_told(python):
-    """MPICH leaves by C's `exit`; other libraries don't know the variable."""
+def test_a_start_that_the_mpi_library_aborts_is_reported(python):
+    """MPICH calls C's `exit`; other libraries don't read the variable."""
     outcome = python(0, "-c", PARALLEL, env={"MPICH_NOLOCAL": "x"})
     if "MPICH" in MPI.Get_library_version():
         last = outcome.errors[-1]
@@ -158,7 +158,7 @@ def test_a_start_that_the_library_ends_is_told(python):
 @pytest.mark.parametrize(
     ("rank", "size"), [("", ""), ("x", "2"), ("0", "²"), ("-1", "2"), ("2", "2"), ("0", "9" * 40)]
 )
-def test_launcher_variables_that_make_no_sense(rank, size, monkeypatch):
+def test_malformed_launcher_variables_are_ignored(rank, size, monkeypatch):
     with monkeypatch.context() as environment:
         for name in (name for names in launcher._LAUNCHERS for name in names):
             environment.delenv(name, raising=False)
@@ -178,7 +178,7 @@ def test_wrong_timeout_of_one_rank_reaches_the_others(python):
     assert "HPCGNN_TIMEOUT must be a number of seconds" in outcome.errors[0]
 
 
-def test_wrong_timeout_is_said_once(python):
+def test_wrong_timeout_is_reported_once(python):
     outcome = python(2, "-c", PARALLEL, env={"HPCGNN_TIMEOUT": "soon"})
     assert outcome.status == 2 and outcome.err.count("\n") == 1
     assert "HPCGNN_TIMEOUT" in outcome.errors[0] and "'soon'" in outcome.errors[0]
@@ -203,7 +203,7 @@ def test_wrong_timeout_is_said_once(python):
         (SystemExit(None), 0, ""),
     ],
 )
-def test_errors_and_statuses(capsys, parallel, error, status, line):
+def test_errors_give_their_line_and_exit_status(capsys, parallel, error, status, line):
     def main(comm):
         raise error
 
@@ -213,5 +213,5 @@ def test_errors_and_statuses(capsys, parallel, error, status, line):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_timeout_given(capsys):
+def test_timeout_given_to_run(capsys):
     assert world.run(lambda comm: int(comm.timeout), timeout=77.0) == 77

@@ -1,4 +1,4 @@
-"""A fake CUDA device, in host memory: what runs on it must never mix host and device memory.
+"""A fake CUDA device in host memory, which refuses operations that mix host and device memory.
 
 Its tensors say `cuda:0`, hold host memory and refuse operations with tensors of the CPU. Kernels
 are the CUDA sources, run by the emulator. Streams and events take no time, so what it can't show is

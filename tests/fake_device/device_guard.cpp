@@ -1,4 +1,4 @@
-// Tells a torch without CUDA that there is one device, without streams or memory of its own.
+// Makes a torch without CUDA see one device, without streams or memory of its own.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 

@@ -1,4 +1,4 @@
-"""CUDA IPC without a GPU: memory of the host that processes share."""
+"""CUDA IPC without a GPU: host memory that processes share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HANDLE = 64
 
 @dataclass
 class Mapped:
-    """A file in memory, whose last page counts the processes that have it open."""
+    """A file in memory whose last page counts the processes that have it open."""
 
     descriptor: int
     pages: mmap.mmap
@@ -40,14 +40,14 @@ class Mapped:
 
 
 class FakeRuntime:
-    """What `CudaMemory` asks of CUDA.
+    """A stand-in for the calls that `CudaMemory` makes to CUDA.
 
     Attributes:
         copied: bytes that were copied from other processes.
         opened: how often other processes' memory was opened.
-        early: how often memory was given back that another process had open.
-        taken: how often memory of its own was taken.
-        full: nothing is left.
+        early: how often memory was freed while another process had it open.
+        taken: how often it allocated memory.
+        full: whether no memory is left.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class FakeRuntime:
 
     @property
     def held(self) -> int:
-        """Pieces of memory that are its own or open."""
+        """Return the number of allocations that are its own or open."""
         return len(self._mapped)
 
     def setDevice(self, device: int) -> None:
@@ -119,11 +119,11 @@ class FakeRuntime:
     def _unmap(self, address: int, opened: bool) -> None:
         held = self._mapped.pop(address)
         assert held.opened is opened
-        os.close(held.descriptor)  # tensors over it may still be there: the pages stay theirs
+        os.close(held.descriptor)  # tensors may still view it: they keep the pages
 
 
 class HostMemory(CudaMemory):
-    """On a device that is the host."""
+    """Memory on a device that is the host."""
 
     def __init__(self, runtime: FakeRuntime) -> None:
         super().__init__(torch.device("cpu"), runtime)
@@ -139,5 +139,5 @@ class HostMemory(CudaMemory):
 
 
 def host_tensor(address: int, num_bytes: int) -> Tensor:
-    """Over memory of the host that is there."""
+    """Return a tensor over existing host memory."""
     return torch.frombuffer((ctypes.c_char * num_bytes).from_address(address), dtype=torch.uint8)

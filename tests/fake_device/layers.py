@@ -1,4 +1,4 @@
-"""Every layer on a GPU beside the CPU, output and gradients.
+"""Comparison of every layer's output and gradients on a GPU with those on the CPU.
 
 On the fake GPU where HPCGNN_FAKE_DEVICE names its library, else on a real one:
 `python -m tests.fake_device.layers`.
@@ -31,7 +31,7 @@ FAKE = device_guard.VARIABLE in os.environ
 
 
 class OnStates(torch.nn.Module):
-    """Two steps with states on edges, from the graph's features."""
+    """Two steps with edge states, computed from the graph's features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class OnStates(torch.nn.Module):
 
 
 def layers() -> dict[str, tuple[torch.nn.Module, Whole]]:
-    """Each with a graph that has what it needs."""
+    """Yield each layer with a graph that has the inputs it needs."""
     plain = random_graph(40, 160, weighted=False)
     edges = random_graph(40, 160, edge_width=3)
     relations = random_graph(40, 160, num_relations=3)
@@ -67,7 +67,7 @@ def layers() -> dict[str, tuple[torch.nn.Module, Whole]]:
 def results(
     layer: torch.nn.Module, whole: Whole, comm: Communicator, transport: Transport | None, mode: str
 ) -> dict[str, torch.Tensor]:
-    """Output and gradients, on the host. On the CPU, or with `transport` on the GPU."""
+    """Return output and gradients, computed on the CPU, or with `transport` on the GPU."""
     graph = distribute(whole, comm, halo_buffer=4096, mode=mode)
     x = local(graph, whole.features)
     weight = local(graph, np.random.default_rng(5).normal(size=(whole.num_nodes, 64)))
@@ -85,7 +85,7 @@ def results(
 
 
 def compare(comm: Communicator) -> int:
-    """1 where a layer differs, which is printed."""
+    """Return 1 and print the layer if a layer differs."""
     transport, wrong = choose_transport(comm, pick_device(comm, "cuda")), 0
     for number, (name, (layer, whole)) in enumerate(layers().items()):
         # The fake device is slow: one mode each, as a mode is the same for layers of a kind.

@@ -1,6 +1,6 @@
 """`python -m tests.fake_device.main [FOLDER PID]`: a standing job on the fake device.
 
-Its commands are those of hpcgnn, and modules of tests by their names, whose `run` is called.
+Its commands are those of hpcgnn, and names of test modules, whose `run` is called.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from tests.kernels.emulator import Emulator  # noqa: E402
 from tests.standing_job import serve  # noqa: E402
 from tests.train import several_commands  # noqa: E402
 
-USED = 1 << 20  # bytes the device says are in use
+USED = 1 << 20  # bytes that the device reports as in use
 
 
 class Event:
-    """Everything has happened as soon as it is asked for."""
+    """An event that is complete as soon as it is queried."""
 
     def record(self, stream: object = None) -> None:
         pass
@@ -56,7 +56,7 @@ class Stream:
 
 
 def replace_torch_cuda() -> None:
-    """Replace what torch.cuda says and does."""
+    """Replace the functions of torch.cuda."""
     torch.cuda._lazy_init = lambda: None
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch.utils.swap_tensors = _swap
@@ -95,14 +95,14 @@ def replace_torch_cuda() -> None:
 def _swap(
     parameter: torch.Tensor, converted: torch.Tensor, swap: Callable = torch.utils.swap_tensors
 ) -> None:
-    """Attributes stay with the parameter, as where its data alone are replaced."""
+    """Swap tensors but keep the parameter's attributes, as when only its data are replaced."""
     attributes = dict(vars(parameter))
     swap(parameter, converted)
     vars(parameter).update(attributes)
 
 
 def emulate(emulator: Emulator) -> None:
-    """Kernels read fake tensors alone, and run on the host."""
+    """Make kernels accept only fake tensors and run on the host."""
 
     def pointer(tensor: torch.Tensor | None) -> np.uintp:
         if tensor is None:
@@ -122,14 +122,14 @@ def emulate(emulator: Emulator) -> None:
 
 
 def start() -> None:
-    """The device is there from now on; `FakeDevice` is to be entered for it."""
+    """Provide the device from now on; enter `FakeDevice` to use it."""
     replace_torch_cuda()
-    interior.SLICE, interior.MOST = 1, 2  # however little a graph of a test has to do
+    interior.SLICE, interior.MOST = 1, 2  # even for the small graphs of a test
     emulate(Emulator(Path(os.environ[device_guard.VARIABLE]).parent))
 
 
 def run(command: list[str]) -> int:
-    """Commands of hpcgnn, or a module of tests."""
+    """Run a command of hpcgnn or a test module."""
     if command[0].startswith("tests."):
         status: int = importlib.import_module(command[0]).run()
         return status

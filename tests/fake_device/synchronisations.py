@@ -1,6 +1,6 @@
-"""How often an epoch makes the host wait.
+"""Number of times that the host waits for the GPU in an epoch.
 
-It waits where it asks for a number that the GPU computes, and for copies from and to memory that is
+It waits where it reads a number that the GPU computes, and for copies from and to memory that is
 not pinned. At most twice an epoch, for the loss and for the gradients, whatever the layers, the
 mode and the number of ranks, hubs or none; the fake device counts. So do built-in models in the
 hands of their trainer, pruned or with labels as input. And how many launches a message of attention
@@ -59,13 +59,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 MODES = ("sar", "sa", "oneshot")
 NARROW, WIDE = 5, 64
-SMALL, LARGE = 4096, 65536  # bytes for messages: of wide rows a few to each, and all
-MOST_LAUNCHES = {"gat": (3, 8), "gatv2": (3, 8)}  # of a message, forward and backward
+SMALL, LARGE = 4096, 65536  # bytes for messages: a few wide rows to each rank, and all
+MOST_LAUNCHES = {"gat": (3, 8), "gatv2": (3, 8)}  # per message, forward and backward
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some of the ranks, and how their messages travel."""
+    """Some of the ranks, and the transport of their messages."""
 
     comm: Communicator
     device: torch.device
@@ -78,7 +78,7 @@ class Group:
 
 
 def groups(comm: Communicator) -> Iterator[Group]:
-    """The first rank beside the group of the others, then all: 3 ranks are 1, 2 and 3."""
+    """Yield the first rank or the group of the others, then all: with 3 ranks 1 or 2, then 3."""
     yield Group.of(Communicator(comm.mpi.Split(int(comm.rank > 0), comm.rank)))
     comm.barrier()
     yield Group.of(comm)
@@ -101,11 +101,11 @@ class Epochs:
         self.graph.ring.send = self._counted  # type: ignore[method-assign]
 
     def _counted(self, *given: Any) -> Any:
-        self.messages += given[-1] == _DATA_TAG  # replies belong to what they answer
+        self.messages += given[-1] == _DATA_TAG  # replies count with the messages that they answer
         return Ring.send(self.graph.ring, *given)
 
     def run(self) -> list[tuple[int, int]]:
-        """One: how many messages forward and backward sent, and how many launches they took."""
+        """Run one epoch; return the messages sent and kernels launched, forward and backward."""
         self.number += 1
         self.graph.set_epoch(self.number)
         self.optimizer.zero_grad()
@@ -122,7 +122,7 @@ class Epochs:
         return taken
 
     def _taken(self) -> tuple[int, int]:
-        """Since it was asked for last."""
+        """Return the counts since the last call."""
         found = self.messages, len(FakeDevice.launched)
         self.messages = 0
         FakeDevice.launched.clear()
@@ -133,7 +133,7 @@ GRAPH = random_graph(40, 160, num_relations=3)
 
 
 def waits(group: Group, kind: str, mode: str) -> list[str]:
-    """What the host waited for in an epoch after the first."""
+    """Return the operations that the host waited for in an epoch after the first."""
     epochs = Epochs(group, kind, NARROW, mode, SMALL)
     epochs.run()
     FakeDevice.waits.clear()
@@ -142,7 +142,7 @@ def waits(group: Group, kind: str, mode: str) -> list[str]:
 
 
 class WaitsOfEpochs:
-    """What the host waited for in each epoch of a trainer, to the end of its record."""
+    """The operations that the host waited for in each epoch of a trainer, including its record."""
 
     def __init__(self) -> None:
         self.found: list[list[str]] = []
@@ -153,7 +153,7 @@ class WaitsOfEpochs:
 
 
 def waits_of_model(group: Group, kind: str) -> list[str]:
-    """As `waits`: of the second epoch, which unlike the last is not evaluated."""
+    """Like `waits`, for the second epoch, which unlike the last is not evaluated."""
     graph = distribute(GRAPH, group.comm, halo_buffer=SMALL)
     graph.ring.transport = group.transport
     config = Config.of(
@@ -169,7 +169,7 @@ def waits_of_model(group: Group, kind: str) -> list[str]:
 
 
 def launches(group: Group, kind: str) -> list[float]:
-    """Of a message, forward and backward: what more messages take more."""
+    """Return the launches per additional message, forward and backward."""
     many, few = (Epochs(group, kind, WIDE, "sar", size) for size in (SMALL, LARGE))
     found = []
     for epochs in (many, few):
@@ -184,7 +184,7 @@ def launches(group: Group, kind: str) -> list[float]:
 
 
 def count(comm: Communicator) -> int:
-    """1 where an epoch waits too often or a message takes too many launches, which is printed."""
+    """Return 1, and print it, if an epoch waits too often or a message takes too many launches."""
     wrong, everyone = 0, Group.of(comm)
     for kind, most in MOST_LAUNCHES.items():
         found = launches(everyone, kind)

@@ -1,4 +1,4 @@
-"""Tensors of the fake device, and what torch's operations do with them."""
+"""Tensors of the fake device, and torch's operations on them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _NO_LAUNCH = ("detach", "alias", "lift_fresh", "_unsafe_view", "_local_scalar_de
 
 @cache
 def is_launch(func: Any) -> bool:
-    """Whether a GPU is sent work for this operation: not for views, new memory, single numbers."""
+    """Return whether this operation launches GPU work: not for views or new memory."""
     name = func.overloadpacket.__name__
     return not (func.is_view or "empty" in name or name in _NO_LAUNCH)
 
 
 class FakeTensor(Tensor):
-    """A tensor on the fake device; `inner` is where its numbers really are."""
+    """A tensor on the fake device; `inner` holds its numbers."""
 
     inner: Tensor
 
@@ -79,8 +79,8 @@ class FakeDevice(TorchDispatchMode):
     """While it is entered, `device="cuda:0"` makes fake tensors.
 
     Attributes:
-        waits: operations for which the host would have waited until the GPU had done its work.
-        launched: operations that a GPU would have been sent, but copies from and to the host.
+        waits: operations for which the host would have waited until the GPU was done.
+        launched: operations that would have run on a GPU, except copies from and to the host.
     """
 
     waits: ClassVar[list[str]] = []
@@ -88,14 +88,14 @@ class FakeDevice(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch loads its compiler, which takes seconds in each process
+        return False  # otherwise torch loads its compiler, which takes seconds in each process
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
 def inner(value: Any) -> Any:
-    """A value as torch's own operations take it, and what tuples, lists and dictionaries hold."""
+    """Return a value for torch's own operations, also inside tuples, lists and dictionaries."""
     kind = type(value)
     if isinstance(value, FakeTensor):
         return value.inner
@@ -107,7 +107,7 @@ def inner(value: Any) -> Any:
 
 
 def outer(value: Any) -> Any:
-    """A result as it lies on the fake device."""
+    """Return a result as a value on the fake device."""
     if isinstance(value, Tensor):
         return FakeTensor(value)
     if isinstance(value, tuple | list):
@@ -116,7 +116,7 @@ def outer(value: Any) -> Any:
 
 
 def _tensors(values: Any, found: list[Tensor]) -> None:
-    """Adds those among arguments, and in their tuples and lists, to `found`."""
+    """Add the tensors among arguments, and in their tuples and lists, to `found`."""
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
@@ -155,7 +155,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _waits(func: Any, args: Any) -> bool:
-    """Whether the host needs what the GPU computes to go on."""
+    """Return whether the host needs a result of the GPU to continue."""
     if func in _INDEXING:
         masks = (torch.bool, torch.uint8)
         indices = [index for index in args[1] if isinstance(index, Tensor)]
@@ -164,12 +164,12 @@ def _waits(func: Any, args: Any) -> bool:
 
 
 def _is_mixture(tensors: list[Tensor]) -> bool:
-    """Arrays of the host and of the GPU, so that one is copied; single numbers go with a launch."""
+    """Return whether arrays of host and GPU are mixed; single numbers go with the launch."""
     return len({isinstance(tensor, FakeTensor) for tensor in tensors if tensor.dim()}) == 2
 
 
 def _refuse_mixture(func: Any, args: Any, tensors: list[Tensor]) -> None:
-    """As CUDA does: single numbers and indices may come from the host."""
+    """Refuse mixtures as CUDA does: single numbers and indices may come from the host."""
     host = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor) and tensor.dim()]
     if not host or func in _COPIES:
         return

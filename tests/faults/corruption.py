@@ -1,7 +1,7 @@
 """Random damage to graph, partition and checkpoint files: `python -m tests.faults.corruption`.
 
 Each damaged file must be refused in one line that names it, or read exactly as before. Status 1
-and a traceback at the first that does not.
+and a traceback at the first that is not.
 """
 
 from __future__ import annotations

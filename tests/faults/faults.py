@@ -1,4 +1,4 @@
-"""Injects a signal into a running job, and looks at what is left of it."""
+"""Injection of a signal into a running job, and inspection of what it leaves."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MARK = "HPCGNN_FAULT_JOB"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job after a fault; `problems` is empty when everything was as it must be."""
+    """The result of a job after a fault; `problems` is empty if everything is as it should be."""
 
     fault: Fault
     injected: bool
@@ -51,7 +51,7 @@ class Outcome:
 
 
 class Workplace:
-    """Small inputs, the files of undisturbed jobs, and jobs that get a fault, below one folder."""
+    """A folder with small inputs, the files of undisturbed jobs, and jobs with faults."""
 
     def __init__(self, folder: Path, python: str = sys.executable) -> None:
         self.folder, self.python = folder, python
@@ -69,7 +69,7 @@ class Workplace:
         self.several([*commands, self.command("predict", "", self.good)])
 
     def command(self, verb: str, model: str, folder: Path) -> list[str]:
-        """Arguments of a job that works in `folder`."""
+        """Return the arguments of a job that works in `folder`."""
         good, partition = self.good, str(self.good / "graph.p2.h5")
         if verb == "convert":
             given = ["--features", "x.npy", "--labels", "y.npy", "--split", "split.npy"]
@@ -87,13 +87,13 @@ class Workplace:
         return ["predict", partition, str(last), "-o", out, "--force"]
 
     def several(self, commands: list[list[str]]) -> None:
-        """Run commands in one job that nothing disturbs."""
+        """Run commands in one undisturbed job."""
         file = self.folder / "commands.json"
         file.write_text(json.dumps(commands))
         _run([*_mpiexec(), self.python, "-m", "tests.faults.several", str(file)])
 
     def inject(self, fault: Fault) -> Outcome:
-        """Run the job, inject the fault, wait until all of it is gone, and judge what is left."""
+        """Run the job, inject the fault, wait for all processes to end, judge the result."""
         folder = self.folder / f"{fault}-{secrets.token_hex(2)}"
         folder.mkdir()
         for name in RESULTS.get(fault.verb, ()):
@@ -123,7 +123,7 @@ class Workplace:
         return Outcome(fault, injected.exists(), status, seconds, folder, tuple(problems), requeue)
 
     def resume(self, outcomes: list[Outcome]) -> dict[Outcome, list[str]]:
-        """Resume all trainings after their faults; what differs from the undisturbed ones."""
+        """Resume all trainings after their faults; return the differences from undisturbed ones."""
         mine = [outcome for outcome in outcomes if outcome.fault.verb == "train"]
         self.several([self.command("train", o.fault.model, o.folder) for o in mine])
         return {o: compare_runs(self.good / o.fault.model, o.folder / o.fault.model) for o in mine}
@@ -149,7 +149,7 @@ def _environment() -> dict[str, str]:
 
 
 def _living(mark: str) -> list[int]:
-    """Processes of the job of this mark, other than dead ones that nobody has waited for."""
+    """Return the processes of the job with this mark, without zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
@@ -163,7 +163,7 @@ def _living(mark: str) -> list[int]:
 def _await_end(
     job: subprocess.Popen[bytes], mark: str, injected: Path
 ) -> tuple[int, float, list[int]]:
-    """Status of the job, seconds from the signal to its end, processes that had to be killed."""
+    """Return the job's status, seconds from the signal to its end, and processes it had to kill."""
     end = time.time() + 240
     while time.time() < end and (job.poll() is None or _living(mark)):
         time.sleep(0.05)

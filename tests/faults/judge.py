@@ -1,4 +1,4 @@
-"""What must be true after a fault: the end of the job, and the files it leaves."""
+"""Requirements after a fault: how the job ends, and the files that it leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.train.checkpoint.file import read
 
 EPOCHS = 8
-STOPS = ("SIGTERM", "SIGUSR1")  # on which training agrees to stop
+STOPS = ("SIGTERM", "SIGUSR1")  # at which training agrees to stop
 SOON, SOON_STOPPED = 30.0, 60.0
 RESULTS = {
     "convert": ("graph.h5",),
@@ -24,10 +24,10 @@ RESULTS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One blow: `signal` to `rank` of the job `verb` at the `visit`-th time it is at `place`.
+    """A fault: `signal` to `rank` of the job `verb` the `visit`-th time that it is at `place`.
 
     Attributes:
-        delay: seconds between the place and the blow.
+        delay: seconds between the place and the signal.
         model: a key of `MODELS`; of training only.
     """
 
@@ -60,7 +60,7 @@ def judge_end(fault: Fault, status: int, seconds: float, folder: Path) -> list[s
     requeue = (folder / fault.model / "REQUEUE").exists()
     if stops and (status != 0 or done == requeue):
         problems.append(f"an agreed stop ended with status {status}, REQUEUE {requeue}: {errors}")
-    # The signal may come to a rank when it has nothing more to do for the job.
+    # The signal may reach a rank when it has nothing more to do for the job.
     if not stops and status == 0 and not _complete(fault, folder):
         problems.append(f"status 0 after {fault.signal}")
     return problems
@@ -68,7 +68,7 @@ def judge_end(fault: Fault, status: int, seconds: float, folder: Path) -> list[s
 
 def _complete(fault: Fault, folder: Path) -> bool:
     text = (folder / "stdout").read_text()
-    if fault.verb == "convert":  # one process works
+    if fault.verb == "convert":  # only one process works
         return fault.rank != 0
     return "peak memory above imports" in text or "predictions of" in text or " 2 parts in " in text
 
@@ -81,7 +81,7 @@ def _names(fault: Fault, errors: str) -> bool:
 
 
 def judge_files(fault: Fault, good: Path, folder: Path) -> list[str]:
-    """Files under a final name must be whole, and say what they said."""
+    """Check that files under a final name are complete and have the same content as before."""
     problems = []
     for name in RESULTS.get(fault.verb, ()):
         problems += _compare_files(good / name, folder / name)
@@ -95,7 +95,7 @@ def judge_files(fault: Fault, good: Path, folder: Path) -> list[str]:
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
-    """Every dataset of a file."""
+    """Return every dataset of a file."""
     found: dict[str, np.ndarray] = {}
 
     def keep(name: str, item: object) -> None:

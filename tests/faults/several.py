@@ -1,4 +1,4 @@
-"""Several commands of hpcgnn one after the other in one job, for which PyTorch is loaded once.
+"""Run several commands of hpcgnn in one job, so that PyTorch is loaded only once.
 
 mpiexec -n 2 python -m tests.faults.several COMMANDS.json    (a list of lists of arguments)
 """

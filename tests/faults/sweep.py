@@ -1,6 +1,6 @@
-"""Many random faults: `python -m tests.faults.sweep --count 100 --seed 0 --folder DIR`.
+"""Inject many random faults: `python -m tests.faults.sweep --count 100 --seed 0 --folder DIR`.
 
-One line per fault, then the resumed trainings; status 1 when anything was not as it must be.
+Prints one line per fault, then the resumed trainings; status 1 if anything was wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.faults.faults import MODELS, RANKS, Outcome, Workplace
 from tests.faults.judge import Fault
 
-# Places of each verb, and how often they are reached at least.
+# Places of each verb, and the least number of times that they are reached.
 MOMENTS = {
     "convert": [("start", 1), ("write", 20), ("sync", 1), ("publish", 1)],
     "partition": [("running", 1), ("exchange", 8), ("write", 20), ("publish", 1)],
@@ -36,17 +36,17 @@ MOMENTS = {
 
 
 def draw(rng: random.Random) -> Fault:
-    """A random fault."""
+    """Return a random fault."""
     verb = rng.choices(["convert", "partition", "train", "predict"], [1, 1.5, 6, 1])[0]
     kinds = ["SIGKILL", "SIGSTOP", "SIGTERM", "SIGUSR1"]
     if verb == "convert":
-        kinds.remove("SIGSTOP")  # one process: nobody is left to miss it
+        kinds.remove("SIGSTOP")  # one process: no other rank notices its loss
     rank = 0 if verb == "convert" else rng.randrange(RANKS)
     place, last = rng.choice(MOMENTS[verb])
     model = rng.choice(list(MODELS))
     alone = place == "write" and verb == "train" and model != "embedding"
     if alone or place in ("publish", "journal", "sync") or (verb, place) == ("predict", "write"):
-        rank = 0  # the only one that gets there
+        rank = 0  # the only rank that gets there
     delay = rng.choice([0.0, 0.0, 0.002, 0.02]) if last > 1 else rng.uniform(0.0, 2.0)
     return Fault(verb, rng.choice(kinds), rank, place, rng.randint(1, last), delay, model)
 

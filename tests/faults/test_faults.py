@@ -45,7 +45,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, loaded_python: str) -> Res
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_nothing_is_left_or_lost(results: Results, fault: Fault) -> None:
+def test_faults_leave_no_files_and_lose_no_results(results: Results, fault: Fault) -> None:
     outcome, resumed = results[fault]
     assert outcome.injected
     assert not outcome.problems
@@ -54,7 +54,7 @@ def test_nothing_is_left_or_lost(results: Results, fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_every_place_exists(place: str) -> None:
+def test_every_fault_location_exists(place: str) -> None:
     module, owner, function, _ = PLACES[place]
     holder = importlib.import_module(module)
     assert callable(getattr(getattr(holder, owner) if owner else holder, function))

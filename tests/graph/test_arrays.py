@@ -1,4 +1,4 @@
-"""Memory of large arrays that is used again."""
+"""Reuse of the memory of large arrays."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def array(arrays: Arrays, megabytes: float, dtype: torch.dtype = torch.float32) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_memory_comes_back_once_nobody_refers_to_it(dtype):
+def test_memory_is_reused_once_unreferenced(dtype):
     arrays = Arrays()
     x = array(arrays, 2, dtype)
     assert x.is_contiguous() and x.dtype == dtype and x._base is None
     place, row, leaf = x.data_ptr(), x[5], x.requires_grad_()
     y = (leaf * 2).sum()
     del x, leaf
-    assert arrays.unused_bytes == 0  # a row, and autograd, hold it
+    assert arrays.unused_bytes == 0  # a row and autograd still reference it
     del row, y
     gc.collect()
     assert arrays.unused_bytes == 2 * MEGA
@@ -34,7 +34,7 @@ def test_memory_comes_back_once_nobody_refers_to_it(dtype):
     assert array(arrays, 1.9).data_ptr() == place  # and a little smaller
 
 
-def test_what_lies_unused_never_adds_to_the_most_that_was_used():
+def test_unused_memory_never_raises_the_peak():
     arrays = Arrays()
     several = [array(arrays, 4), array(arrays, 4), array(arrays, 2)]
     first = several[0].data_ptr()
@@ -47,7 +47,7 @@ def test_what_lies_unused_never_adds_to_the_most_that_was_used():
     assert array(arrays, 4).data_ptr() != first or arrays.unused_bytes <= 6 * MEGA
 
 
-def test_a_small_array_takes_no_large_ones_place():
+def test_small_arrays_do_not_take_the_memory_of_large_ones():
     arrays = Arrays()
     several = [array(arrays, 8), array(arrays, 4), array(arrays, 4)]
     place = several[0].data_ptr()
@@ -58,14 +58,14 @@ def test_a_small_array_takes_no_large_ones_place():
     del small
 
 
-def test_small_arrays_are_none_of_it():
+def test_small_arrays_are_not_kept():
     arrays = Arrays()
     small = array(arrays, 0.5)
     del small
     assert arrays.unused_bytes == 0
 
 
-def test_arrays_outlive_what_made_them():
+def test_arrays_outlive_their_pool():
     arrays = Arrays()
     x = array(arrays, 2).fill_(3)
     del arrays

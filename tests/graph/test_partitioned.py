@@ -1,4 +1,4 @@
-"""A part of a graph does not change; how to run on it is one object, shared with what is pruned."""
+"""A part of a graph is immutable; how to run on it is one object, shared with pruned graphs."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_no_field_can_be_set(graph):
 
 
 @pytest.mark.parametrize("name", ["ring", "mode", "seed", "epoch", "comm"])
-def test_execution_is_read_from_the_graph_and_set_elsewhere(graph, name):
+def test_execution_is_read_only_on_the_graph(graph, name):
     owner = graph.ring if name == "comm" else graph.execution
     assert getattr(graph, name) is getattr(owner, name)
     with pytest.raises(AttributeError):
         setattr(graph, name, None)
 
 
-def test_the_epoch_has_one_setter(graph):
+def test_only_set_epoch_changes_the_epoch(graph):
     with pytest.raises(AttributeError):
         graph.execution.epoch = 3
     other = replace(graph, features=None)
@@ -53,14 +53,14 @@ class Doubled:
         return graph.node_ids * self.times
 
 
-def test_what_follows_is_kept_by_value_and_not_taken_over(graph):
+def test_derived_objects_are_cached_by_value_and_not_copied_to_new_graphs(graph):
     first = graph.derived(Doubled(2))
     assert graph.derived(Doubled(2)) is first and graph.derived(Doubled(3)) is not first
     assert replace(graph, labels=None).derived(Doubled(2)) is not first
 
 
-def test_a_pruned_graph_runs_as_the_whole_one(graph):
-    """The same epoch at any time, and degrees that count the edges left out."""
+def test_a_pruned_graph_runs_like_the_whole_one(graph):
+    """It always has the same epoch, and its degrees count the pruned edges."""
     target_N = graph.node_ids < 2
     steps = [step for step in message_flow(graph, target_N, [1, 1, 1]) if step is not None]
     assert steps
@@ -81,7 +81,7 @@ def test_a_configuration_leaves_the_graph_as_it_was(graph):
 @pytest.mark.parametrize(
     ("name", "said"), [("x", "it is graph.features"), ("val_mask", "it is graph.valid_mask")]
 )
-def test_a_name_of_another_library_is_answered_by_the_right_one(graph, name, said):
+def test_names_of_other_libraries_are_answered_with_ours(graph, name, said):
     with pytest.raises(AttributeError, match=f"no attribute '{name}': {said}"):
         getattr(graph, name)
     assert not hasattr(graph, "zzz")

@@ -1,4 +1,4 @@
-"""Graphs that lack something train as whole ones do."""
+"""Pruned graphs and graphs with hidden edges."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
 
 
 class Twice(torch.nn.Module):
-    """Two hops, and says so."""
+    """A layer of two hops that reports them."""
 
     hops = 2
 
@@ -78,7 +78,7 @@ class Twice(torch.nn.Module):
 
 
 class Silent(Twice):
-    """Three hops; what it inherits is not what it does."""
+    """A layer of three hops that inherits a wrong number of hops."""
 
     def forward(self, graph, x):
         return neighbour_sum(graph, super().forward(graph, x))
@@ -97,7 +97,7 @@ OWN = {
 }
 
 
-def test_layers_say_how_many_hops_they_make():
+def test_layers_report_their_number_of_hops():
     layers = [nn.GCNConv(5, 5), nn.SGConv(5, 5, K=4), nn.APPNP(7, 0.1), nn.Pointwise(5, 5)]
     assert [hops_of(layer) for layer in layers] == [1, 4, 7, 0]
     assert [hops_of(layer) for layer in (Twice(), Silent(), Message())] == [2, None, 1]
@@ -107,8 +107,8 @@ def test_layers_say_how_many_hops_they_make():
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_layers_of_ones_own(comm, name):
-    """The same rows at the targets; what doesn't say how far it looks runs on the whole graph."""
+def test_user_defined_layers_are_pruned_by_their_hops(comm, name):
+    """The targets' rows are the same; layers that don't report hops run on the whole graph."""
     whole = few_targets(330)
     graph = distribute(whole, comm)
     targets = graph.train_mask
@@ -136,7 +136,7 @@ def left(whole: Whole, hidden: np.ndarray) -> Whole:
 
 
 def hide(comm, whole: Whole, hides):
-    """Without the edges for which `hides(source ids, target ids)`."""
+    """Return the part without the edges for which `hides(source ids, target ids)` is true."""
     graph = distribute(whole, comm)
     places = graph.derived(FindPlaces())
     ends = graph.derived(EdgeEnds())
@@ -145,7 +145,7 @@ def hide(comm, whole: Whole, hides):
 
 
 def by_pair(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The same for parallel edges and for both directions."""
+    """Decide by pair of nodes: the same for parallel edges and for both directions."""
     low, high = np.sort([source, target], axis=0)
     return (low * 7 + high * 3) % 4 == 0
 
@@ -155,7 +155,7 @@ def by_direction(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_as_if_never_there(comm, symmetric):
+def test_hidden_edges_act_as_if_absent(comm, symmetric):
     whole = random_graph(29, 140, seed=2, symmetric=symmetric, weighted=True)
     hides = by_pair if symmetric else by_direction
     hidden = hides(whole.source, whole.target)
@@ -172,14 +172,16 @@ def test_as_if_never_there(comm, symmetric):
         torch.testing.assert_close(found, right)
 
 
-def test_halves_of_an_edge_are_refused(comm):
+def test_hiding_one_direction_of_an_edge_is_refused(comm):
     whole = random_graph(29, 140, seed=2, symmetric=True)
-    with pytest.raises(InputError, match="an undirected edge is split otherwise in its two"):
+    with pytest.raises(InputError, match="the two directions of an undirected edge"):
         hide(comm, whole, by_direction)
 
     def first_of_parallel(source, target):
         _, first, back, counts = np.unique(source * 29 + target, True, True, True)
         return (counts[back] > 1) & np.isin(np.arange(len(source)), first)
 
-    with pytest.raises(InputError, match="of several edges between the same two nodes some have"):
+    with pytest.raises(
+        InputError, match="several edges between the same two nodes are in different splits"
+    ):
         hide(comm, random_graph(29, 140, seed=2), first_of_parallel)

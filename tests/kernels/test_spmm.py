@@ -73,7 +73,7 @@ def scaled_as_they_are_written(width, device):
 
 
 def test_cpus_scale_no_sums_as_they_are_written():
-    with pytest.raises(InputError, match="on a GPU alone"):
+    with pytest.raises(InputError, match="only on a GPU"):
         scaled_as_they_are_written(4, torch.device("cpu"))
 
 

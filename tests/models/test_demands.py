@@ -1,4 +1,4 @@
-"""What a graph holds and a model doesn't read is named once, and --ignore leaves it out."""
+"""Inputs of a graph that a model doesn't use are named once, and --ignore removes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rich(comm):
 
 
 @pytest.mark.parametrize("model", ["sage", "gin", "rgcn", *EDGE_READERS, *WEIGHTED])
-def test_each_model_reads_what_it_has_a_place_for(model):
+def test_each_model_reads_the_inputs_that_it_supports(model):
     unused = set(EVERYTHING.unused(ModelSettings(kind=model)))
     assert ("weights" in unused) == (model not in WEIGHTED)
     assert ("edge-features" in unused) == (model not in EDGE_READERS)
@@ -37,7 +37,7 @@ def test_each_model_reads_what_it_has_a_place_for(model):
     assert "types" in unused and "features" not in unused
 
 
-def test_one_line_names_it_and_what_quiets_it():
+def test_one_note_names_unused_inputs_and_how_to_silence_it():
     settings = ModelSettings(ignore="types")
     unused = EVERYTHING.unused(settings)
     assert unused == ["weights", "edge-features", "relations"]
@@ -50,7 +50,7 @@ def test_one_line_names_it_and_what_quiets_it():
 
 
 @pytest.mark.parametrize("value", ["weight", "", "weights,", "none,weights"])
-def test_other_words_are_refused(value):
+def test_unknown_words_are_refused(value):
     with pytest.raises(InputError, match="--ignore takes weights, edge-features"):
         Config.of(ignore=value)
 
@@ -91,7 +91,7 @@ def test_what_is_ignored_is_not_there(comm):
 @pytest.mark.mpi
 @pytest.mark.parametrize("model", ["gat", "gatv2", "transformer", "rgat"])
 def test_edge_features_reach_attention(comm, model):
-    """Gradients and all; none of it with --ignore edge-features."""
+    """They change outputs and gradients; with --ignore edge-features they have no effect."""
     for ignore, width in (("none", 2), ("edge-features", None)):
         graph, config = rich(comm), Config.of(model=model, layers=2, hidden=8, ignore=ignore)
         graph = configure(graph, config)

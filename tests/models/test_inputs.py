@@ -1,4 +1,4 @@
-"""What the first layer reads: learned embeddings, typed features, labels; and perturbed input."""
+"""Inputs of the first layer: learned embeddings, typed features, labels and perturbed features."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_embedding_rows_are_the_same_on_any_partition(comm, whole, graph):
     torch.testing.assert_close(both(graph)[:, :5], graph.features)
 
 
-def test_embedding_beside_sparse_features(graph):
-    """The same input as beside dense ones."""
+def test_embeddings_besides_sparse_features(graph):
+    """The input is the same as with dense features."""
     dense = EmbeddingInput(graph, 6, 1)(graph)
     rows, width = graph.features.shape
     flat = graph.features.numpy().reshape(-1)
@@ -76,8 +76,8 @@ def test_embedding_beside_sparse_features(graph):
     assert torch.equal(inputs(graph), dense)
 
 
-def test_embeddings_are_trained_by_their_owner_alone(comm, whole, shared_path, tmp_path):
-    """Rows after training are those of one rank; nothing of them is summed over ranks."""
+def test_embeddings_are_trained_only_by_their_owner(comm, whole, shared_path, tmp_path):
+    """Trained rows equal those of one rank; their gradients are not summed over ranks."""
     found = {}
     for name, ranks, folder in (
         ("all", comm, shared_path),
@@ -135,7 +135,7 @@ def shown(graph, epoch: int, share: float = 0.3) -> torch.Tensor:
     return collect(graph, marked)
 
 
-def test_shown_labels_are_drawn_anew_and_the_same_on_any_partition(comm, whole, graph):
+def test_label_inputs_change_per_epoch_and_do_not_depend_on_the_partition(comm, whole, graph):
     train = torch.from_numpy((whole.split == 1) & (whole.labels >= 0))
     draws = [shown(graph, epoch) for epoch in (1, 2, 3, 4)]
     for draw in draws:
@@ -148,7 +148,7 @@ def test_shown_labels_are_drawn_anew_and_the_same_on_any_partition(comm, whole, 
     assert torch.equal(collect(graph, quiet.shown(graph)), train)
 
 
-def test_a_shown_label_is_never_a_target(comm, graph, shared_path):
+def test_a_label_input_is_never_a_target(comm, graph, shared_path):
     trainer = configured_trainer(graph, small(labels_as_input=0.4), shared_path)
     trainer.model.train()
     graph = trainer.graph
@@ -163,7 +163,7 @@ def test_a_shown_label_is_never_a_target(comm, graph, shared_path):
     trainer.store.close()
 
 
-def test_adversarial_steps(comm, whole, graph):
+def test_adversarial_steps_ascend_the_loss(comm, whole, graph):
     """The shift starts within its bound and climbs along the sign of the summed loss's gradient."""
     config = small(adversarial_steps=3, adversarial_size=0.01)
     model = build_model(config.model, graph, 3, seed=4)
@@ -192,7 +192,7 @@ def test_adversarial_steps(comm, whole, graph):
 
 
 def test_an_adversary_raises_the_training_loss(comm, whole, graph, shared_path):
-    """Same model and epoch: ascent can only make it harder."""
+    """With the same model and epoch, ascent can only raise the loss."""
     losses = {}
     for steps in (0, 4):
         config = small(adversarial_steps=steps, adversarial_size=0.05, epochs=1)
@@ -202,7 +202,7 @@ def test_an_adversary_raises_the_training_loss(comm, whole, graph, shared_path):
     assert losses[4] > losses[0]
 
 
-def test_inputs_that_a_graph_lacks_are_named(graph):
+def test_missing_inputs_are_named(graph):
     graph = replace(graph, features=None)
     with pytest.raises(InputError, match="--embedding WIDTH"):
         FeatureInput(graph)

@@ -1,4 +1,4 @@
-"""Jumping knowledge against arrays of all layers in torch."""
+"""Jumping knowledge compared with torch on the outputs of all layers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gradients(y: torch.Tensor, *of: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("bias", [True, False])
-def test_linear_of_all(count, bias):
+def test_jumping_cat_applies_one_linear_map(count, bias):
     h, head = layers(count), Linear(5 * count, 3, bias=bias).double()
     expected = head(torch.cat(h, dim=-1))
     found = linear_of_all(iter(h), head)
@@ -33,7 +33,7 @@ def test_linear_of_all(count, bias):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_largest(count):
+def test_jumping_max_takes_the_largest_entries(count):
     h = layers(count)
     expected, found = torch.stack(h).amax(dim=0), largest(iter(h))
     assert torch.equal(found, expected)
@@ -48,7 +48,7 @@ def test_ties_go_to_the_earliest_layer():
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("jumping", ["cat", "max"])
-def test_before_a_convolution(comm, jumping, layers):
+def test_jumping_before_a_convolution(comm, jumping, layers):
     """The last convolution reads all hidden layers, or the input where there are none."""
     graph = distribute(random_graph(20, 50), comm)
     model = Stack(5, 6, 3, layers, lambda a, b, layer: Pointwise(a, b), jumping=jumping)

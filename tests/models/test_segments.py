@@ -1,4 +1,4 @@
-"""Activations that are computed again in backward, or kept in bfloat16."""
+"""Activations that are recomputed in backward, or kept in bfloat16."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Found = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
 def trained(comm, name: str, *, recompute: bool = False, keep_in: str = "fp32") -> Found:
-    """The loss of one pass, its gradients after each other, and the model's buffers."""
+    """Return the loss of one pass, its concatenated gradients, and the model's buffers."""
     settings, arguments, mode = CASES[name]
     graph = distribute(random_graph(60, 240, 3, width=9, **arguments), comm, mode=mode)  # type: ignore[arg-type]
     model_settings = ModelSettings(**({"hidden": 16, "heads": 2, "dropout": 0.3} | settings))  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def trained(comm, name: str, *, recompute: bool = False, keep_in: str = "fp32") 
     graph.set_epoch(7)
     model = build_model(model_settings, graph, 3, seed=1)
     loss = ModelCall(model, graph, "fp32", keep_in).training_output().square().sum()
-    graph.set_epoch(8)  # what is computed again has the masks of its own epoch
+    graph.set_epoch(8)  # recomputation uses the masks of its own epoch
     loss.backward()
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return loss.detach(), torch.cat(grads), [buffer.clone() for buffer in model.buffers()]
@@ -73,7 +73,7 @@ def test_computed_again_or_kept_in_bfloat16(comm, name):
 
 
 class Arrays(TorchDispatchMode):
-    """What operations made while this was entered, with its bytes; no views of what is `known`."""
+    """Arrays that operations in this context make, with their bytes; no views of `known`."""
 
     def __init__(self, *known: torch.Tensor) -> None:
         super().__init__()
@@ -95,9 +95,9 @@ class Arrays(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("kind", "layers", "settings", "arrays"),
     [
-        # Hidden arrays of 4 bytes a number that are kept for backward, the output's layer included.
+        # Hidden float32 arrays that are kept for backward, including the output layer's.
         ("sage", 5, {}, 4.0),
-        ("sage", 5, {"recompute": True}, 2.0),  # in twos
+        ("sage", 5, {"recompute": True}, 2.0),  # in pairs of layers
         ("sage", 5, {"keep_in": "bf16"}, 2.0),
         ("sage", 5, {"recompute": True, "keep_in": "bf16"}, 1.0),
         ("gat", 3, {}, 2.0),
@@ -106,7 +106,7 @@ class Arrays(TorchDispatchMode):
         ("gatv2", 3, {"norm": "layer", "recompute": True}, 1.0),
     ],
 )
-def test_what_a_pass_leaves_for_backward(comm, kind, layers, settings, arrays):
+def test_arrays_kept_for_backward(comm, kind, layers, settings, arrays):
     if comm.size > 1:
         pytest.skip("messages take memory too")
     width = 64
@@ -120,7 +120,7 @@ def test_what_a_pass_leaves_for_backward(comm, kind, layers, settings, arrays):
     graph = replace(graph, execution=replace(graph.execution, together=together))
     model = build_model(model_settings, graph, 3, seed=1)
     call = ModelCall(model, graph, "fp32", keep_in)
-    call.training_output()  # what is made at first use
+    call.training_output()  # arrays that are made at first use
     graph.execution.newest = None
     known = (graph.features, graph.node_ids, *model.parameters())
     with Arrays(*known) as found:

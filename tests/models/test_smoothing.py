@@ -1,4 +1,4 @@
-"""Label propagation and Correct & Smooth against dense and published results."""
+"""Label propagation and Correct & Smooth compared with dense and published results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def dense_propagation(operator: Tensor, start: Tensor, alpha: float, steps: int,
 
 
 def known(whole: Whole) -> tuple[Tensor, Tensor]:
-    """One-hot labels of labelled training nodes, and which nodes they are."""
+    """Return one-hot labels of labelled training nodes, and which nodes these are."""
     mask = torch.from_numpy((whole.split == 1) & (whole.labels >= 0))
     labels = torch.from_numpy(whole.labels).clamp(min=0)
     return functional.one_hot(labels, 3).double() * mask[:, None], mask
@@ -89,8 +89,8 @@ def test_correct_and_smooth(comm, whole):
 
 
 @mpi
-def test_as_pytorch_geometric(comm, whole):
-    """Theirs agrees on graphs without self-loops and parallel edges."""
+def test_same_results_as_pytorch_geometric(comm, whole):
+    """PyTorch Geometric's agrees on graphs without self-loops and parallel edges."""
     models = pytest.importorskip("torch_geometric.nn")
     once = np.unique(
         np.stack([whole.target, whole.source])[:, whole.source != whole.target], axis=1
@@ -118,8 +118,8 @@ def test_as_pytorch_geometric(comm, whole):
 
 
 @mpi
-def test_directed_graphs_as_pytorch_geometric(comm):
-    """A node without in-edges counts 0 on both sides, as 1 / sqrt(0) does in theirs."""
+def test_same_results_as_pytorch_geometric_on_directed_graphs(comm):
+    """A node without in-edges has weight 0 on both sides, as PyTorch Geometric's 1 / sqrt(0)."""
     models = pytest.importorskip("torch_geometric.nn")
     whole = random_graph(60, 150, seed=5)
     straight = whole.source != whole.target
@@ -135,7 +135,7 @@ def test_directed_graphs_as_pytorch_geometric(comm):
 
 
 @mpi
-def test_nothing_known_changes_nothing_but_smoothness(comm, whole):
+def test_without_known_labels_only_smoothing_acts(comm, whole):
     graph = distribute(whole, comm)
     nobody = torch.zeros_like(graph.train_mask)
     assert not label_propagation(graph, nobody, 3, steps=2).any()
@@ -144,8 +144,8 @@ def test_nothing_known_changes_nothing_but_smoothness(comm, whole):
     torch.testing.assert_close(smoothed, propagate(graph, soft, alpha=0.8, steps=5))
 
 
-def test_arxiv(mpirun, data, tmp_path):
-    """Valid 70.14 and test 68.32 from labels alone (Huang et al. 2021), through the commands."""
+def test_label_propagation_reaches_the_published_accuracy_on_arxiv(mpirun, data, tmp_path):
+    """Validation 70.14, test 68.32 from labels only (Huang et al. 2021), on the command line."""
     graph, parts = tmp_path / "arxiv.h5", tmp_path / "parts.h5"
     for command in (
         (0, "convert", data / "arxiv_structure.npz", graph),

@@ -1,4 +1,4 @@
-"""Residual blocks one after the other beside the same ones of PyTorch Geometric."""
+"""Stacks of residual blocks compared with PyTorch Geometric's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Unchanged(torch.nn.Module):
 
 
 class Theirs(torch.nn.Module):
-    """As DeeperGCN's example: the first convolution bare, a norm before all else and at the end."""
+    """As in DeeperGCN's example: a plain first convolution, a norm before the others and last."""
 
     def __init__(self, pyg: ModuleType, block: str, head: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Theirs(torch.nn.Module):
 
 @pytest.mark.parametrize("head", ["linear", "conv"])
 @pytest.mark.parametrize("block", ["res+", "res"])
-def test_stack_beside_pytorch_geometric(comm, pyg, block, head):
+def test_stack_equals_pytorch_geometrics(comm, pyg, block, head):
     torch.manual_seed(0)
     ours = DeepStack(
         5, 6, 4, 3, lambda a, b, layer: nn.SAGEConv(a, b), block=block, norm="layer", head=head
@@ -64,8 +64,8 @@ def test_stack_beside_pytorch_geometric(comm, pyg, block, head):
 
 
 @pytest.mark.parametrize(("block", "quiet"), [("res+", ["0", "1", "2"]), ("res", ["0", "1", "2"])])
-def test_biases_that_a_norm_takes_off_get_no_gradient(comm, block, quiet):
-    """Exactly, in copies too; the encoder's bias is read before any norm."""
+def test_biases_removed_by_a_norm_get_no_gradient(comm, block, quiet):
+    """Exactly none, in copies too; the encoder's bias acts before any norm."""
     graph = distribute(random_graph(40, 160), comm)
     settings = ModelSettings(
         kind="gcn", block=block, norm="batch", hidden=8, layers=3, head="linear", dropout=0.0
@@ -92,12 +92,12 @@ def test_biases_that_a_norm_takes_off_get_no_gradient(comm, block, quiet):
         ({"kind": "transformer", "hidden": 10}, "--hidden must be a multiple of --heads 4"),
     ],
 )
-def test_settings_that_do_not_fit_together(settings, words):
+def test_incompatible_settings_are_refused(settings, words):
     with pytest.raises(InputError, match=words):
         ModelSettings(**settings)
 
 
-def test_reductions_reach_the_layers(comm):
+def test_the_aggr_setting_reaches_the_layers(comm):
     graph = distribute(random_graph(40, 160, num_relations=2, edge_width=2), comm)
     for kind in ("sage", "gin", "gine", "rgcn", "deeper"):
         model = build_model(

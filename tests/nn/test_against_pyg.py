@@ -1,4 +1,4 @@
-"""Every layer against PyTorch Geometric's on one process in float64, with the same weights."""
+"""Every layer compared with PyTorch Geometric's on one process in float64, with equal weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ FEW = ["gcn", "sage wide", "sage max", "gat", "gatv2"]
 
 
 def train_theirs(layer: torch.nn.Module, whole: Whole, *args: torch.Tensor) -> dict:
-    """Output and gradients of one process in float64."""
+    """Return PyTorch Geometric's output and gradients on one process in float64."""
     x = torch.from_numpy(whole.features).double().requires_grad_()
     y = layer.double()(x, whole.edge_index, *args)
     (y * _weights(y.shape[1])[: len(y)]).sum().backward()
@@ -71,7 +71,7 @@ def train_ours(
     mode: str,
     dtype: torch.dtype = torch.float32,
 ) -> dict:
-    """The same over the ranks, gathered."""
+    """Return our output and gradients over the ranks, gathered."""
     comm, graph.execution.mode = graph.ring.comm, mode
     x = local(graph, whole.features).to(dtype).requires_grad_()
     y = layer.to(dtype)(graph, x)
@@ -105,7 +105,7 @@ def check(found: dict, expected: dict, limit: float = 1e-5) -> None:
 def compare(
     theirs, ours, whole: Whole, comm, modes: list[str], *args: torch.Tensor, limit64: float = 0
 ) -> None:
-    """Weights are drawn by PyTorch Geometric and must be alike on all ranks: rank 0's are taken.
+    """Compare both, with the weights that PyTorch Geometric draws on rank 0.
 
     Biases, which it sets to 0, are drawn here.
 
@@ -133,35 +133,35 @@ def test_layer_in_every_mode(comm, pyg, name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_in_many_messages(comm, pyg, name):
-    """Enough nodes that 4 KiB of buffers cut every block into several messages."""
+    """There are enough nodes for 4 KiB buffers to cut every block into several messages."""
     modes = MODES if name in FEW else ["sar"]
     compare(LAYERS[name](pyg), LAYERS[name](nn), random_graph(500, 2000), comm, modes)
 
 
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(7, 14), (8, 30), (9, 4)])
 @pytest.mark.parametrize("name", FEW)
-def test_small_graphs(comm, pyg, name, num_nodes, num_edges):
+def test_layers_on_small_graphs(comm, pyg, name, num_nodes, num_edges):
     whole = random_graph(num_nodes, num_edges, symmetric=num_nodes == 8)
     compare(LAYERS[name](pyg), LAYERS[name](nn), whole, comm, ["sar"])
 
 
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(9, 4), (40, 150), (500, 2000)])
 @pytest.mark.parametrize("name", EDGES)
-def test_edge_features(comm, pyg, name, num_nodes, num_edges):
+def test_layers_with_edge_features(comm, pyg, name, num_nodes, num_edges):
     whole = random_graph(num_nodes, num_edges, edge_width=3, symmetric=num_nodes == 40)
     features = torch.from_numpy(whole.edge_features).double()
     limit = 1e-6 if EDGES[name](nn).add_self_loops else 1e-11  # loops have float32 mean features
     compare(EDGES[name](pyg), EDGES[name](nn), whole, comm, MODES, features, limit64=limit)
 
 
-def test_edge_features_that_are_missing():
+def test_missing_edge_features_are_reported():
     graph = distribute(random_graph(9, 24), Communicator(MPI.COMM_SELF))
     with pytest.raises(InputError, match="edge features"):
         nn.GATv2Conv(5, 4, edge_dim=3)(graph, local(graph, random_graph(9, 24).features))
 
 
 def relational(num_nodes: int, num_edges: int, owner: np.ndarray) -> Whole:
-    """Relations 2 and 4 are empty, 5 has the same edge thrice, 3 ends on rank 0 alone."""
+    """Relations 2 and 4 are empty, 5 has the same edge three times, 3 ends only on rank 0."""
     whole = random_graph(num_nodes, num_edges, num_relations=2)
     whole.relation[whole.relation == 1] = 5
     many = np.arange(1, num_edges, 5)
@@ -177,7 +177,7 @@ def relational(num_nodes: int, num_edges: int, owner: np.ndarray) -> Whole:
 
 @pytest.mark.parametrize(
     ("num_bases", "aggr", "width", "num_nodes", "num_edges"),
-    [  # Every two values together: each is read in a place of its own.
+    [  # Every pair of values occurs together, since each is read in a different place.
         (None, "mean", 3, 9, 24),
         (2, "sum", 8, 9, 24),
         (None, "sum", 8, 40, 150),

@@ -1,4 +1,4 @@
-"""What layers are made with and called with: as PyTorch Geometric's, or refused in one line."""
+"""Arguments of layers and of their calls: as in PyTorch Geometric, or refused in one line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def made_sparse(rows: torch.Tensor):
 
 @mpi
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "sage max"])
-def test_sparse_features_are_as_good_as_dense_ones(comm, graph, name):
+def test_sparse_features_give_the_same_results_as_dense_ones(comm, graph, name):
     layer = LAYERS[name]()
     layer.load_state_dict(comm.broadcast(layer.state_dict()))
     found = []
@@ -78,7 +78,7 @@ def test_sparse_features_are_as_good_as_dense_ones(comm, graph, name):
 
 
 @mpi
-def test_a_network_in_gin_that_begins_with_something_else(graph):
+def test_gin_accepts_a_network_that_does_not_begin_with_a_linear_layer(graph):
     layer = nn.GINConv(torch.nn.Sequential(torch.nn.ReLU(), nn.Linear(WIDTH, 4)))
     dense = layer(graph, graph.features.clone())
     torch.testing.assert_close(layer(graph, made_sparse(graph.features)), dense)
@@ -86,7 +86,7 @@ def test_a_network_in_gin_that_begins_with_something_else(graph):
 
 @mpi
 @pytest.mark.parametrize("name", LAYERS)
-def test_rows_that_do_not_fit_are_refused_alike(graph, name):
+def test_wrong_inputs_are_refused_by_every_layer(graph, name):
     layer, n = LAYERS[name](), graph.num_local_nodes
     wrong = {
         f"give a row for each of this part's {n} nodes": torch.randn(n + 70, WIDTH),
@@ -109,7 +109,7 @@ def test_rows_that_do_not_fit_are_refused_alike(graph, name):
             layer.half()(graph, torch.randn(n, WIDTH).half())
 
 
-def test_wrong_widths_end_in_one_line(graph):
+def test_wrong_widths_are_refused_in_one_line(graph):
     for x in (torch.randn(30, 5), torch.ones(30, WIDTH, dtype=torch.int32), [[1.0] * WIDTH]):
         with pytest.raises(InputError, match="Linear: must be"):
             nn.Linear(WIDTH, 2)(x)
@@ -177,7 +177,7 @@ def test_eps_of_gin_is_a_number(graph, train_eps):
     assert layer.eps.item() == 0
 
 
-def test_copies_of_an_embedding_stay_with_their_rank(graph, monkeypatch):
+def test_copies_of_an_embedding_remain_sharded(graph, monkeypatch):
     embedding = nn.Embedding(graph, 4, 0)
     assigned = nn.Embedding(graph, 4, 0)
     assigned.load_state_dict(embedding.state_dict(), assign=True)
@@ -195,7 +195,7 @@ def test_copies_of_an_embedding_stay_with_their_rank(graph, monkeypatch):
     assert is_sharded(copy.deepcopy(embedding.weight))
 
 
-def test_a_gradient_that_is_none_is_named(comm):
+def test_reducing_a_gradient_of_none_names_the_reason(comm):
     unused = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(InputError, match="a parameter that the loss doesn't use is None"):
         comm.allreduce(unused.grad)

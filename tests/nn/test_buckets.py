@@ -1,4 +1,4 @@
-"""Gradients added up while backward goes on, beside one message after it."""
+"""Gradients summed during backward, compared with one message after it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hpcgnn.nn.linear import Embedding
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
-WIDE = 300  # a layer of so many is more than a bucket
+WIDE = 300  # a layer of this width exceeds a bucket
 
 
 class Deep(torch.nn.Module):
-    """Layers of a bucket and less; one read on rank 0 alone, one nowhere; rows of each rank."""
+    """Layers of at most a bucket; one used only on rank 0, one unused; rows of each rank."""
 
     def __init__(self, graph) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def gradients(model) -> list[torch.Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
-def test_the_same_bits_as_in_one_message(comm, graph):
+def test_buckets_give_the_same_bits_as_one_message(comm, graph):
     model = Deep(graph)
     other = copy.deepcopy(model)
     parameters = list(model.parameters())
@@ -63,12 +63,12 @@ def test_the_same_bits_as_in_one_message(comm, graph):
         other(graph, comm.rank).backward()
         assert add_up(list(other.parameters()), comm)
         assert all(map(torch.equal, gradients(model), gradients(other)))
-    # Rank 0 has sent three layers before the first one is reached; others lack one and wait.
+    # Rank 0 has sent three layers before it reaches the first; the others lack one and wait.
     assert comm.size == 1 or begun == ([3, 3] if comm.rank == 0 else [0, 0])
 
 
 @pytest.mark.parametrize("name", ["layers.1.weight", "rows.weight"])
-def test_not_finite_on_one_rank_is_seen_by_all(comm, graph, name):
+def test_a_non_finite_gradient_on_one_rank_is_seen_by_all(comm, graph, name):
     model = Deep(graph)
     sums, last = GradientSums(list(model.parameters()), comm), comm.size - 1
     if comm.rank == last:

@@ -1,4 +1,4 @@
-"""Weighted degrees: each node's own sum, and a word where it has no inverse square root."""
+"""Weighted degrees: each node's sum, and an error where it has no inverse square root."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_weights_of_mixed_size_are_not_lost(comm):
 
 @pytest.mark.parametrize("weight", [-3.0, -1.0])
 def test_weights_that_cancel_out_are_refused_by_node(comm, weight):
-    """On all ranks, wherever the node is."""
+    """The error is raised on all ranks, wherever the node is."""
     edges = [(i, (i + 1) % 9, 2.0) for i in range(9)] + [(0, 6, weight - 2), (1, 8, -9.0)]
     graph = distribute(weighted(edges, 9), comm)
     with pytest.raises(InputError, match=r"into 2 nodes.*node 6 is the first"):
@@ -58,7 +58,7 @@ def test_weights_whose_sums_would_overflow_are_refused_by_node(comm):
         normalisation(graph, 1.0)
 
 
-def test_heavy_weights_on_one_scale_are_as_light_ones(comm):
+def test_scaling_all_weights_changes_nothing(comm):
     edges = [(i, (i + step) % 9) for i in range(9) for step in (0, 1, 3)]
     graphs = [distribute(weighted([(*e, w) for e in edges], 9), comm) for w in (1.0, 3e38)]
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Dropout by seed, epoch, layer and node, and linear layers on sparse features."""
+"""Dropout masks by seed, epoch, layer and node, and linear layers on sparse features."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_mask_depends_on_its_key_and_never_on_the_partition(comm, graph):
     assert torch.equal(first, mask(distribute(random_graph(COUNT, 300), comm, everything_on_last)))
     for other in ({"seed": 1}, {"epoch": 2}, {"layer": 2}):
         agreement = float((mask(graph, **other) == first).float().mean())
-        assert abs(agreement - (0.4**2 + 0.6**2)) < 0.03  # as of independent masks
+        assert abs(agreement - (0.4**2 + 0.6**2)) < 0.03  # as for independent masks
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_statistics(graph, p):
+def test_dropout_statistics(graph, p):
     kept = mask(graph, p=p) > 0
     assert torch.allclose(mask(graph, p=p)[kept], torch.tensor(1 / (1 - p)))
     deviation = (p * (1 - p)) ** 0.5
@@ -71,7 +71,7 @@ def test_gradient_is_the_mask(graph, relu, in_place):
 
 
 def some_sparse(graph):
-    """Features with about a third of the entries, this rank's rows; dense and sparse."""
+    """Return this rank's rows of features with a third of the entries, dense and sparse."""
     whole = torch.randn(COUNT, WIDTH, generator=torch.manual_seed(1))
     whole *= torch.rand(COUNT, WIDTH, generator=torch.manual_seed(2)) < 0.3
     dense = local(graph, whole)
@@ -105,7 +105,7 @@ def test_sparse_dropout(comm, graph):
     other.set_epoch(6)
     again = collect(other, as_dense(sparse_dropout(other, some_sparse(other)[1], 0.25)))
     assert torch.equal(again, found)
-    # The transposed copy, which gradients are computed from, is thinned alike.
+    # The transposed copy, from which gradients are computed, is masked in the same way.
     layer = Linear(WIDTH, 2)
     layer(thinned).sum().backward()
     torch.testing.assert_close(layer.weight.grad, as_dense(thinned).sum(0).expand(2, -1))
@@ -138,13 +138,13 @@ def test_layers_on_sparse_features_equal_those_on_dense(comm, graph, make):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
-def test_sparse_features_are_refused_where_they_cannot_serve(graph):
+def test_sparse_features_are_refused_where_unsupported(graph):
     _, sparse = some_sparse(graph)
     with pytest.raises(Exception, match="needs dense features"):
         nn.SAGEConv(WIDTH, 4, aggr="max")(graph, sparse)
 
 
-def test_layers_number_themselves_as_weights_are_drawn(comm, graph):
+def test_layer_numbers_follow_the_random_state(comm, graph):
     def numbers() -> list[int]:
         torch.manual_seed(3)
         made = [
@@ -162,7 +162,7 @@ def test_layers_number_themselves_as_weights_are_drawn(comm, graph):
     assert nn.GATConv(2, 2, layer=0).layer == 0 and nn.Dropout(0.5, 7).layer == 7
 
 
-def test_numbers_that_differ_between_ranks_are_refused(comm, graph):
+def test_layer_numbers_that_differ_between_ranks_are_refused(comm, graph):
     if comm.size == 1:
         pytest.skip("no others")
     for kind in (nn.GATConv, nn.GATv2Conv):
@@ -171,7 +171,7 @@ def test_numbers_that_differ_between_ranks_are_refused(comm, graph):
             layer(graph, torch.ones(graph.num_local_nodes, WIDTH))
 
 
-def test_an_epoch_that_is_never_set_is_warned_of(graph):
+def test_an_epoch_that_is_never_set_gives_a_warning(graph):
     layer, x = nn.Dropout(0.5), torch.ones(graph.num_local_nodes, WIDTH)
     first = layer(graph, x)
     with pytest.warns(UserWarning, match=r"call graph\.set_epoch\(epoch\)"):

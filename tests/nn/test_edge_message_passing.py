@@ -1,4 +1,4 @@
-"""States of edges and nodes through several layers, against dense autograd in float64."""
+"""Edge and node states through several layers, compared with dense autograd in float64."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Processor(EdgeMessagePassing):
 
 
 class Widening(EdgeMessagePassing):
-    """Other widths, several reductions, and the graph's own features beside the states."""
+    """A step with other widths, several reductions, and the graph's features besides the states."""
 
     def __init__(self):
         super().__init__(["mean", "max"], piece=7)
@@ -60,7 +60,7 @@ class Network(torch.nn.Module):
         self.decode = torch.nn.Linear(5, 2)
 
     def forward(self, layer, x, features):
-        """`layer(step, x, e)` runs a step."""
+        """Return the network's output; `layer(step, x, e)` runs a step."""
         e = self.encode(features)
         for step in self.steps:
             x, e = layer(step, x, e)
@@ -68,7 +68,7 @@ class Network(torch.nn.Module):
 
 
 def dense_step(whole: Whole):
-    """A step on one process, all edges at once, reduced node by node."""
+    """Run a step on one process, with all edges at once, reduced node by node."""
     source, target = torch.from_numpy(whole.source), torch.from_numpy(whole.target)
     features = torch.from_numpy(whole.edge_features)
 
@@ -89,7 +89,7 @@ def dense_step(whole: Whole):
 
 
 def by_edge(graph, rows: Tensor, mine: Tensor) -> Tensor:
-    """Edge rows of all ranks, in the order of their first feature."""
+    """Return the edge rows of all ranks, in the order of their first feature."""
     pieces = graph.comm.allgather((mine[:, 0].detach().numpy(), rows.detach().numpy()))
     keys = torch.cat([torch.from_numpy(key) for key, _ in pieces])
     return torch.cat([torch.from_numpy(found) for _, found in pieces])[keys.argsort()]
@@ -129,8 +129,8 @@ def test_gradients_of_nodes_edges_and_parameters_through_several_layers(comm, nu
             torch.testing.assert_close(comm.allreduce(found), grad, msg=name)
 
 
-def test_a_loss_of_the_states_alone(comm):
-    """Nothing comes back for the nodes; a rank may have no edge at all."""
+def test_a_loss_on_edge_states_only(comm):
+    """Nodes get no gradient from it; a rank may have no edges at all."""
     torch.manual_seed(0)
     whole = random_graph(30, 100, edge_width=4)
     graph = distribute(whole, comm)
@@ -146,8 +146,8 @@ def test_a_loss_of_the_states_alone(comm):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_kept_for_backward_are_rows_of_this_rank_alone(comm, mode):
-    """In mode sar a layer keeps its nodes' rows and its edges' states: 1 / P of them all."""
+def test_only_local_rows_are_kept_for_backward(comm, mode):
+    """In mode sar a layer keeps the local nodes' rows and the local edges' states: 1 / P of all."""
 
     class Summed(Processor):
         def update(self, reduced, x):

@@ -1,4 +1,4 @@
-"""Gradients added up over the ranks, in one message."""
+"""Sums of gradients over the ranks, in one message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.mpi
 
 
 class Some(torch.nn.Module):
-    """Used everywhere, used on rank 0 alone, used nowhere, of each rank's own, not learned."""
+    """Parameters used everywhere, only on rank 0, nowhere; one per rank; one not learned."""
 
     def __init__(self, graph) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def model(comm):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_all_kinds_of_parameters(comm, model, plain, monkeypatch):
+def test_gradients_of_all_kinds_of_parameters(comm, model, plain, monkeypatch):
     sent, own = [], type(comm).allreduce
     monkeypatch.setattr(
         type(comm), "allreduce", lambda self, *a, **k: (sent.append(a), own(self, *a, **k))[1]
@@ -51,7 +51,7 @@ def test_all_kinds_of_parameters(comm, model, plain, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["used", "rows.weight"])
-def test_one_that_is_not_finite_is_named_on_all_ranks(comm, model, name):
+def test_a_non_finite_gradient_is_named_on_all_ranks(comm, model, name):
     last = comm.size - 1
     if comm.rank == last:
         model.get_parameter(name).grad.view(-1)[0] = torch.inf
@@ -65,9 +65,9 @@ def test_a_forgotten_seed_is_found_at_the_first_call(comm, seeded, capfd):
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
     if seeded or comm.size == 1:
         hpcgnn.sum_gradients(model, comm)
-        model[1].weight.data += comm.rank  # no longer its business
+        model[1].weight.data += comm.rank  # no longer checked
         hpcgnn.sum_gradients(model, comm)
-        said = "0 (BatchNorm1d) normalises with the nodes of one rank alone"
+        said = "0 (BatchNorm1d) normalises over the nodes of one rank only"
         assert capfd.readouterr().err.count(said) == (comm.rank == 0 and comm.size > 1)
         return
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Features in host memory give what features on the device give."""
+"""Features in host memory give the same results as features on the device."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ SUMMED = {
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", SUMMED)
 def test_sums_of_features_on_the_host_are_kept(comm, name, monkeypatch):
-    """They are those of features on the device, which are asked for once, few columns at a time."""
+    """They equal those of features on the device, and are computed once, few columns at a time."""
     graph = distribute(random_graph(60, 300, width=37), comm)
     taken, columns = [], HostRows.columns
     monkeypatch.setattr(
@@ -80,7 +80,7 @@ def test_sums_of_features_on_the_host_are_kept(comm, name, monkeypatch):
 
 
 @pytest.mark.parametrize(("count", "width"), [(0, 3), (4, 0), (1, 1)])
-def test_empty_and_tiny(count, width):
+def test_empty_and_tiny_features(count, width):
     rows = HostRows(torch.ones(count, width), Sluggish((1,)), slab_bytes=1)
     weight = torch.ones(2, width)
     assert torch.equal(rows.times(weight), torch.full((count, 2), float(width)))
@@ -107,7 +107,7 @@ def test_a_slab_is_not_overwritten_while_kernels_may_read_it():
 
 
 class Recorder(Sluggish):
-    """Numbers its marks; `waited` are those that copies waited for."""
+    """A recorder that numbers its marks; `waited` holds those that copies waited for."""
 
     def __init__(self):
         super().__init__((1,))

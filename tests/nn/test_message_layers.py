@@ -1,4 +1,4 @@
-"""Layers on messages beside PyTorch Geometric's, with the same weights: all modes and gradients."""
+"""Message-passing layers compared with PyTorch Geometric's, with equal weights, in all modes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def deep(lib, block: str, kind: str, **options):
     return lib.DeepGCNLayer(conv, norm(lib, kind), torch.nn.ReLU(), block=block)
 
 
-# What PyTorch Geometric's layer is given beside x and the edges: r relations, f edge features.
+# Inputs of PyTorch Geometric's layer besides x and the edges: r relations, f edge features.
 LAYERS: dict[str, tuple[str, Make]] = {
     "transformer": ("", lambda lib: lib.TransformerConv(5, 4, heads=2)),
     "transformer edges": ("f", lambda lib: lib.TransformerConv(5, 4, heads=2, edge_dim=3)),
@@ -137,11 +137,11 @@ def graph_for(needs: str, nodes: int, edges: int, **options) -> tuple[Whole, lis
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_in_every_mode(comm, pyg, name):
-    """Many messages too: 4 KiB of buffers cut every block."""
+    """Also in many messages: 4 KiB buffers cut every block."""
     needs, make = LAYERS[name]
     torch.manual_seed(1)
     theirs, ours = make(pyg), make(nn)
-    for key in ("w", "l1", "b1", "l2", "b2"):  # some of which PyTorch Geometric leaves undrawn
+    for key in ("w", "l1", "b1", "l2", "b2"):  # PyTorch Geometric doesn't draw all of them
         if hasattr(theirs, key):
             torch.nn.init.uniform_(getattr(theirs, key), 0.1, 1)
     few = MODES if name in ONE_OF_A_KIND else ["sar", "sa"]
@@ -152,7 +152,7 @@ def test_layer_in_every_mode(comm, pyg, name):
 
 
 @pytest.mark.parametrize("name", ONE_OF_A_KIND)
-def test_a_graph_of_few_edges(comm, pyg, name):
+def test_layers_on_a_graph_with_few_edges(comm, pyg, name):
     needs, make = LAYERS[name]
     torch.manual_seed(1)
     whole, given = graph_for(needs, 9, 3)
@@ -199,7 +199,7 @@ def test_degrees_are_counted_over_all_ranks(comm):
     assert torch.equal(found, torch.bincount(counts))
 
 
-def test_what_does_not_fit_is_refused_by_name():
+def test_wrong_arguments_are_refused_by_name():
     graph = distribute(random_graph(9, 24), Communicator(MPI.COMM_SELF))
     refused: dict[str, Callable[[], object]] = {
         "edge_dim is 3": lambda: nn.TransformerConv(5, 4, edge_dim=3)(graph, graph.features),
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused_by_name():
         "aggregators must be some of": lambda: nn.PNAConv(5, 4, ["median"], ["identity"], DEG),
         "scalers must be some of": lambda: nn.PNAConv(5, 4, ["mean"], [], DEG),
         "multiples of towers": lambda: nn.PNAConv(5, 4, ["mean"], ["linear"], DEG, towers=3),
-        "deg must say": lambda: nn.PNAConv(5, 4, ["mean"], ["linear"], torch.zeros(3)),
+        "deg must give": lambda: nn.PNAConv(5, 4, ["mean"], ["linear"], torch.zeros(3)),
         "the graph has 0 relations": lambda: nn.RGATConv(5, 4, 3)(graph, graph.features),
         "num_blocks can only be None": lambda: nn.RGATConv(5, 4, 3, num_blocks=2),
         "RGATConv: mod can only be": lambda: nn.RGATConv(5, 4, 3, mod="halved"),
@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_refused_by_name():
         "dropout needs mod=None": lambda: nn.RGATConv(5, 4, 3, dropout=0.1, mod="scaled"),
         "GENConv: aggr must be one of": lambda: nn.GENConv(5, 4, aggr=["max", "mean"]),
         "GENConv: norm can only be": lambda: nn.GENConv(5, 4, norm="instance"),
-        "one rank's nodes alone": lambda: nn.DeepGCNLayer(mlp(), torch.nn.BatchNorm1d(5)),
+        "only one rank's nodes": lambda: nn.DeepGCNLayer(mlp(), torch.nn.BatchNorm1d(5)),
         "ckpt_grad can only be False": lambda: nn.DeepGCNLayer(mlp(), ckpt_grad=True),
         "block can only be": lambda: nn.DeepGCNLayer(mlp(), block="highway"),
     }

@@ -1,4 +1,4 @@
-"""Messages in plain torch, streamed and recomputed, against dense autograd in float64."""
+"""Messages in plain torch, streamed and recomputed, compared with dense autograd in float64."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Isomorphism(MessagePassing):
 
 
 def reference(layer: MessagePassing, whole: Whole, x: Tensor, features: Tensor | None) -> Tensor:
-    """The layer on one process: all messages at once, reduced node by node with torch."""
+    """Run the layer on one process: all messages at once, reduced node by node with torch."""
     from hpcgnn.sar.message_pass import EdgePiece
 
     source, target = torch.from_numpy(whole.source), torch.from_numpy(whole.target)
@@ -103,7 +103,7 @@ def reference(layer: MessagePassing, whole: Whole, x: Tensor, features: Tensor |
 
 @pytest.mark.parametrize(("num_nodes", "num_edges"), [(9, 24), (60, 300)])
 @pytest.mark.parametrize("kind", [EdgeNetwork, Several, DotProduct, Isomorphism])
-def test_gradients(comm, kind, num_nodes, num_edges):
+def test_gradients_agree_with_dense_autograd(comm, kind, num_nodes, num_edges):
     torch.manual_seed(3)
     layer = kind().double()
     whole = random_graph(num_nodes, num_edges, edge_width=3 if kind is EdgeNetwork else 0)
@@ -163,7 +163,7 @@ def test_dropout_inside_messages_is_the_same_in_backward(comm, mode, nodes):
 
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 @pytest.mark.parametrize("aggr", ["max", "min"])
-def test_every_maximum_is_found_again_in_backward(comm, mode, aggr):
+def test_every_maximum_is_recomputed_in_backward(comm, mode, aggr):
     """The bias inside a maximum of products gets 1 from every node with in-edges."""
 
     class Product(MessagePassing):

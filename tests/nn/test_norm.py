@@ -1,4 +1,4 @@
-"""Normalisations over the ranks against one process."""
+"""Normalisation over the ranks compared with one process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reference(kind: str) -> torch.nn.Module:
         *(pytest.param("graph", offset, marks=pytest.mark.slow) for offset in (0.0, 1000.0)),
     ],
 )
-def test_forward_and_gradients(comm, graph, kind, offset):
+def test_norms_agree_with_dense_computation(comm, graph, kind, offset):
     """Also far from 0, where a variance from sums of squares would be noise."""
     theirs = randomised(reference(kind)).double()
     ours = NORMS[kind](WIDTH)
@@ -58,7 +58,7 @@ def test_forward_and_gradients(comm, graph, kind, offset):
     x = torch.randn(COUNT, WIDTH, generator=generator) + offset
     weights = torch.randn(COUNT, WIDTH, generator=generator)
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if not offset else {"rtol": 1e-3, "atol": 2e-4}
-    for _ in range(2):  # running statistics move twice
+    for _ in range(2):  # running statistics are updated twice
         x_theirs = x.double().requires_grad_()
         y_theirs = theirs(x_theirs)
         theirs.zero_grad()
@@ -89,8 +89,8 @@ def test_running_statistics_are_the_same_on_all_ranks(comm, graph):
         assert all((rows == buffer.numpy()).all() for rows in comm.allgather(buffer.numpy()))
 
 
-def test_a_copy_of_a_norm_over_all_ranks_is_one_too(comm, graph):
-    """As a moving average of a model makes it: its own numbers, and the same communicator."""
+def test_a_copy_of_a_norm_covers_all_ranks_too(comm, graph):
+    """As made for a moving average: a copy has its own numbers and the same communicator."""
     norm = randomised(convert_norms(torch.nn.BatchNorm1d(WIDTH), graph))
     x = torch.randn(COUNT, WIDTH, generator=torch.Generator().manual_seed(0))
     norm(local(graph, x))
@@ -118,8 +118,8 @@ def test_one_node_and_constant_columns_stay_finite(comm):
 
 @pytest.mark.parametrize("conv", ["gcn", "sage", "gin", "gat", "gatv2", "sgc"])
 @pytest.mark.parametrize("norm", ["batch", "graph"])
-def test_a_bias_that_the_norm_takes_off_has_no_gradient(graph, norm, conv):
-    """Exactly none, in a copy too; where a share of the mean stays, it has one."""
+def test_a_bias_removed_by_the_norm_has_no_gradient(graph, norm, conv):
+    """Exactly none, in a copy too; it has one where a share of the mean is kept."""
     mlp = torch.nn.Linear
     makers = {
         "gcn": lambda a, b, i: nn.GCNConv(a, b),
@@ -144,8 +144,8 @@ def test_a_bias_that_the_norm_takes_off_has_no_gradient(graph, norm, conv):
             assert shift.grad[0] != 0
 
 
-def test_columns_without_variance_are_those_of_torch(comm, graph):
-    """Rounding is multiplied by 316, and no other error is added."""
+def test_columns_without_variance_give_the_same_as_torch(comm, graph):
+    """Rounding errors are multiplied by 316; no other error is added."""
     x = torch.full((COUNT, WIDTH), 0.7)
     x[::3, 1] = torch.nextafter(x[0, 1], torch.tensor(1.0))
     x[1::3, 2] -= 1e-6

@@ -1,4 +1,4 @@
-"""bfloat16 beside float32: close, half the bytes, and the same through the kernels of GPUs."""
+"""bfloat16 compared with float32: close, half the bytes, and the same with the kernels of GPUs."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def run(model, graph, whole, precision):
 
 
 def far_ones(found, exact, limit):
-    """What differs by more than `limit` of its size; biases before a norm have next to none."""
+    """Return results that differ by over `limit` of their size, 4 times that for biases."""
     least = max(float(value.norm()) for value in exact.values()) / 100
     sizes = {name: max(float(value.norm()), least) for name, value in exact.items()}
     apart = {name: float((found[name] - exact[name]).norm()) / sizes[name] for name in exact}
@@ -91,7 +91,7 @@ def far_ones(found, exact, limit):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", [*LAYERS, *MESSAGES])
-def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
+def test_layers_in_bfloat16_are_close_and_send_half_the_bytes(comm, name, mode):
     whole = random_graph(400, 3000, **GRAPHS.get(name, {}))
     model = Around((LAYERS | MESSAGES)[name])
     graph = distribute(whole, comm, halo_buffer=1 << 14, mode=mode)
@@ -99,7 +99,7 @@ def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
     short_, sent_short = run(model, graph, whole, "bf16")
     assert all(value.dtype == torch.float32 for value in short_.values())
     assert not far_ones(short_, exact, 0.1)
-    # Products may stay in float32; GATv2 and maxima then round what is sent alone.
+    # Products may stay in float32; GATv2 and maxima then round only messages.
     assert comm.size == 1 or not torch.equal(short_["y"], exact["y"])
     assert sent_short < 0.65 * sent or comm.size == 1
 
@@ -108,8 +108,8 @@ def test_layers_in_bfloat16_are_close_and_send_half(comm, name, mode):
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 # The gradients of "gat edges" are too noisy on so small a graph.
 @pytest.mark.parametrize("name", [n for n in LAYERS if n != "gat edges"])
-def test_the_way_over_a_gpu_gives_the_same(comm, name, mode, emulated, monkeypatch):  # noqa: F811
-    """Kernels of a GPU on 16-bit rows, run by the emulator, with staged messages."""
+def test_emulated_gpu_kernels_give_the_same_results(comm, name, mode, emulated, monkeypatch):  # noqa: F811
+    """GPU kernels on 16-bit rows, run by the emulator, with staged messages."""
     if comm.size != 2:
         pytest.skip("one rank sends no message, and it is slow enough on two")
     whole = random_graph(60, 300, **GRAPHS.get(name, {}))

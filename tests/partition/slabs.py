@@ -15,7 +15,7 @@ from hpcgnn.storage.write.graph_writer import GraphWriter
 
 
 def grid_edges(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """A grid, each edge in both directions, by ascending target."""
+    """Return the edges of a grid, each in both directions, by ascending target."""
     node = np.arange(width * height).reshape(height, width)
     right = np.stack([node[:, :-1].ravel(), node[:, 1:].ravel()])
     down = np.stack([node[:-1].ravel(), node[1:].ravel()])
@@ -25,7 +25,7 @@ def grid_edges(width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_edges(num_nodes: int, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """With self-loops and repeated edges, by ascending target."""
+    """Return random edges with self-loops and repetitions, by ascending target."""
     rng = np.random.default_rng(seed)
     source, target = rng.integers(0, num_nodes, (2, count))
     again = rng.integers(0, max(count, 1), count // 4)
@@ -50,7 +50,7 @@ def make_problem(
     all_on: int | None = None,
     options: PartitionOptions | None = None,
 ) -> Problem:
-    """In even slabs, or with every row on rank `all_on`; each seventh node is for training."""
+    """Return a problem in even slabs or with all rows on `all_on`; every seventh node trains."""
     cuts = num_nodes * np.arange(comm.size + 1) // comm.size
     if all_on is not None:
         cuts = np.where(np.arange(comm.size + 1) <= all_on % comm.size, 0, num_nodes)
@@ -62,7 +62,7 @@ def make_problem(
 
 
 def edges_of(slab: GraphSlab) -> SlabEdges:
-    """Its edges, as a method reads them."""
+    """Return the edges of the problem, as a method reads them."""
 
     def read(low: int, high: int) -> np.ndarray:
         return slab.indices[slab.indptr[low - slab.lo] : slab.indptr[high - slab.lo]]
@@ -71,12 +71,12 @@ def edges_of(slab: GraphSlab) -> SlabEdges:
 
 
 def everywhere(comm: Communicator, owner: np.ndarray) -> np.ndarray:
-    """The owners of all rows, on all ranks."""
+    """Return the owners of all rows, on all ranks."""
     return np.concatenate(comm.allgather(owner))
 
 
 def write_graph(path: Path, edges: tuple[np.ndarray, np.ndarray], num_nodes: int) -> Path:
-    """A graph file with two features, labels and a split."""
+    """Write a graph file with two features, labels and a split."""
     slab = slab_of(*edges, 0, num_nodes)
     rng = np.random.default_rng(0)
     with GraphWriter(path, num_nodes=num_nodes, config={}) as writer:

@@ -1,4 +1,4 @@
-"""KaMinPar's file, its process, and what keeps from it; what `auto` takes."""
+"""KaMinPar's file, its process and reasons against it; the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.partition.slabs import grid_edges, make_problem, random_edges
 
 @pytest.fixture
 def folder(comm, tmp_path):
-    """A folder on rank 0, None on the others; temporary files of rank 0 go there too."""
+    """A folder on rank 0, None on the others; rank 0's temporary files are written there too."""
     return tmp_path if comm.rank == 0 else None
 
 
 @pytest.fixture
 def scratch(tmp_path, monkeypatch):
-    """Where temporary folders are made; nothing may be left in it."""
+    """The place for temporary folders; nothing may be left in it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     assert not list(tmp_path.iterdir())
@@ -67,7 +67,7 @@ def test_the_file_holds_the_graph(comm, folder, monkeypatch, held, wide):
 
 
 @pytest.mark.mpi
-def test_a_missing_package_is_told_on_all_ranks(comm, monkeypatch):
+def test_a_missing_package_is_reported_on_all_ranks(comm, monkeypatch):
     monkeypatch.setattr(kaminpar, "is_there", lambda: comm.rank != 0)
     problem = make_problem(comm, grid_edges(9, 9), 81, 2)
     with pytest.raises(InputError, match=r"pip install kaminpar\); the others are parmetis"):
@@ -102,7 +102,9 @@ def test_no_temporary_folder_ends_all_ranks_alike(comm, tmp_path, monkeypatch):
     pytest.importorskip("kaminpar")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
-    with pytest.raises(OutputError, match=r"none: no temporary folder can be made: No such file"):
+    with pytest.raises(
+        OutputError, match=r"none: no temporary folder can be created: No such file"
+    ):
         assign(comm, "kaminpar", make_problem(comm, grid_edges(9, 9), 81, 2))
 
 
@@ -111,10 +113,10 @@ def test_no_temporary_folder_ends_all_ranks_alike(comm, tmp_path, monkeypatch):
     ("command", "said"),
     [
         ("kill -9 $$", "most likely for lack of memory"),
-        ("echo 'no such graph' >&2; exit 3", "gave up with status 3: no such graph"),
+        ("echo 'no such graph' >&2; exit 3", "failed with status 3: no such graph"),
     ],
 )
-def test_a_process_that_fails_is_told(comm, scratch, monkeypatch, command, said):
+def test_a_failing_process_is_reported(comm, scratch, monkeypatch, command, said):
     pytest.importorskip("kaminpar")
 
     def start(folder: Path, *_):
@@ -127,7 +129,7 @@ def test_a_process_that_fails_is_told(comm, scratch, monkeypatch, command, said)
 
 
 @pytest.mark.mpi
-def test_auto_takes_what_is_there_and_fits(comm, monkeypatch):
+def test_auto_chooses_an_installed_method_that_fits(comm, monkeypatch):
     problem = make_problem(comm, grid_edges(9, 9), 81, 2)
 
     def none(*_, **__):
@@ -158,7 +160,7 @@ def test_auto_takes_what_is_there_and_fits(comm, monkeypatch):
     assert choose(comm, balanced)[0] == "parmetis"
 
 
-def test_one_thread_where_asked(monkeypatch):
+def test_number_of_threads(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert kaminpar.threads(repeatable=False) == 4 and kaminpar.threads(repeatable=True) == 1

@@ -1,4 +1,4 @@
-"""Every method on every number of ranks: valid parts, balance, cuts, and the same cut again."""
+"""Every method on any number of ranks: valid parts, balance, cuts and reproducibility."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def method(request):
 
 
 @pytest.mark.mpi
-def test_any_graph_on_any_ranks(comm, method):
+def test_every_method_assigns_every_node(comm, method):
     """Fewer nodes than ranks or parts, no edges, all rows on one rank."""
     for n, count, num_parts, all_on in [
         (1, 0, 2, None),
@@ -73,7 +73,7 @@ def test_grid_is_cut_well_and_evenly(comm, method):
 
 
 @pytest.mark.mpi
-def test_same_seed_same_parts(comm, method):
+def test_the_same_seed_gives_the_same_parts(comm, method):
     edges = random_edges(120, 600)
 
     def parts(seed: int) -> np.ndarray:
@@ -88,8 +88,8 @@ def test_same_seed_same_parts(comm, method):
 
 
 @pytest.mark.mpi
-def test_fewer_ranks_call_parmetis_where_all_would_not_fit(comm, parmetis, monkeypatch):
-    """More ranks take more memory in all: 110 kB hold this graph on one rank, not on several."""
+def test_parmetis_runs_on_fewer_ranks_where_all_would_not_fit(comm, parmetis, monkeypatch):
+    """More ranks need more memory in total: 110 kB hold this graph on one rank, not on several."""
     edges = grid_edges(20, 20)
     problem = make_problem(comm, edges, 400, 2)
     room = 27_500 * binding.load(comm, narrow=True).index_bytes
@@ -102,9 +102,9 @@ def test_fewer_ranks_call_parmetis_where_all_would_not_fit(comm, parmetis, monke
 
 @pytest.mark.mpi
 def test_training_nodes_can_be_balanced(comm, parmetis):
-    """All training nodes in one corner: one weight leaves them in one part, two spread them."""
+    """All training nodes are in one corner: one weight leaves them in one part, two spread them."""
     if not parmetis.can_balance_several:
-        pytest.skip("PT-Scotch balances one weight only")
+        pytest.skip("PT-Scotch balances only one weight")
     problem = make_problem(
         comm, grid_edges(30, 30), 900, 2, options=PartitionOptions(balance_train=True)
     )
@@ -117,7 +117,7 @@ def test_training_nodes_can_be_balanced(comm, parmetis):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("all_on", [None, 0])
-def test_neighbours_are_the_undirected_graph(comm, all_on):
+def test_neighbours_are_those_of_the_undirected_graph(comm, all_on):
     n = 40
     source, target = random_edges(n, 150)
     problem = make_problem(comm, (source, target), n, 2, all_on=all_on)
@@ -139,7 +139,7 @@ def test_neighbours_are_the_undirected_graph(comm, all_on):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("num_parts", [1, 3, 8])
-def test_numbers_of_a_random_partition_are_those_of_its_layout(comm, num_parts):
+def test_computed_random_partition_figures_match_its_layout(comm, num_parts):
     edges = random_edges(60, 200)
     problem = make_problem(comm, edges, 60, num_parts)
     split = problem.train[:, None].astype(np.int8)
@@ -158,12 +158,12 @@ def test_numbers_of_a_random_partition_are_those_of_its_layout(comm, num_parts):
 @pytest.mark.parametrize(
     ("volume", "most", "said"),
     [
-        (950, 250, "95% of a random partition's: these parts are of little use; try --method kam"),
+        (950, 250, "95% of a random partition's: this partition saves little; try --method kam"),
         (200, 50, "200 rows, 20% of a random partition's"),
         (200, 120, "the busiest part 2 times its share: --refine volume"),
     ],
 )
-def test_the_table_is_put_in_words(volume, most, said):
+def test_the_verdict_summarises_the_table(volume, most, said):
     report = {
         "method": "parmetis",
         "parts": 4,
@@ -188,7 +188,7 @@ def test_random_parts_are_even_and_the_same_for_every_caller():
     assert 0.09 < neighbours < 0.2  # 1/7 expected
 
 
-def test_block_parts_are_runs():
+def test_block_parts_are_contiguous():
     assert block_parts(np.arange(7), 7, 3).tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert block_parts(np.arange(2), 2, 5).tolist() == [2, 4]
     assert block_parts(np.arange(3), 10**15, 10**6).tolist() == [0, 0, 0]

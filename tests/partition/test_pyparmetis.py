@@ -1,4 +1,4 @@
-"""The binding: builds of every width, builds that can't be used, sizes that can't be counted."""
+"""The ParMETIS binding: builds of every index width, unusable builds, sizes that overflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.partition.pyparmetis import binding, shared_library
 from tests.partition.slabs import grid_edges, slab_of
 
-# Refuses input and reports cuts just as ParMETIS does, for one part only.
+# Refuses input and reports cuts as ParMETIS does, for one part only.
 STAND_IN = """
 #include <stdint.h>
 int ParMETIS_V3_PartKway(IDX *vtxdist, IDX *xadj, IDX *adjncy, IDX *vwgt, IDX *adjwgt,
@@ -63,7 +63,7 @@ def library(comm, request):
 
 
 def grid_rows(comm, width=30, weights=None):
-    """The rows of a grid that this rank calls with."""
+    """Return the rows of a grid that this rank passes."""
     n = width * width
     bounds = n * np.arange(comm.size + 1) // comm.size
     low, high = bounds[comm.rank], bounds[comm.rank + 1]
@@ -79,7 +79,7 @@ def cut_of(comm, part, width=30):
 
 
 @pytest.mark.mpi
-def test_cuts_a_grid(comm, library):
+def test_a_grid_is_cut_well(comm, library):
     rows = grid_rows(comm)
     before = rows.adjncy.copy(), rows.xadj.copy()
     part = library.part_kway(comm.mpi, rows, 2)
@@ -90,7 +90,7 @@ def test_cuts_a_grid(comm, library):
 
 
 @pytest.mark.mpi
-def test_refines_and_repartitions(comm, library):
+def test_refinement_and_repartitioning(comm, library):
     rows = grid_rows(comm, weights=3)
     stripes = (np.arange(rows.vtxdist[comm.rank], rows.vtxdist[comm.rank + 1]) // 15 % 2).astype(
         int
@@ -106,13 +106,13 @@ def test_refines_and_repartitions(comm, library):
 
 
 @pytest.mark.mpi
-def test_wrong_input_is_an_error_and_no_crash(comm, library):
-    with pytest.raises(HpcgnnError, match="gave up with status"):
+def test_wrong_input_raises_instead_of_crashing(comm, library):
+    with pytest.raises(HpcgnnError, match="failed with status"):
         library.part_kway(comm.mpi, grid_rows(comm), 2, imbalance=0.5)
 
 
 @pytest.mark.parametrize("name", ["parmetis64*.so", "parmetis.*.so"])
-def test_widths_of_real_builds(name):
+def test_index_widths_of_real_builds(name):
     found = binding.open_library(mgmetis(name))
     assert (found.index_bytes, found.real_bytes) == (8 if "64" in name else 4, 4)
     assert found.can_refine and found.can_repartition and not found.scotch
@@ -120,7 +120,7 @@ def test_widths_of_real_builds(name):
 
 @pytest.mark.parametrize("index", [32, 64])
 @pytest.mark.parametrize("real", ["float", "double"])
-def test_widths_are_found_without_a_hint(tmp_path, index, real, capfd):
+def test_index_widths_are_detected_without_a_hint(tmp_path, index, real, capfd):
     path = compile_library(tmp_path, STAND_IN, f"-DIDX=int{index}_t", f"-DREAL={real}")
     found = binding.open_library(path)
     assert (found.index_bytes, found.real_bytes) == (index // 8, {"float": 4, "double": 8}[real])
@@ -128,9 +128,9 @@ def test_widths_are_found_without_a_hint(tmp_path, index, real, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_a_library_that_accepts_nothing_is_refused(tmp_path):
+def test_a_library_that_fails_with_every_width_is_refused(tmp_path):
     code = "int ParMETIS_V3_PartKway(void) { return -4; }"
-    with pytest.raises(InputError, match="neither 32- nor 64-bit"):
+    with pytest.raises(InputError, match="neither with 32- nor with 64-bit"):
         binding.open_library(compile_library(tmp_path, code))
 
 
@@ -141,17 +141,17 @@ def test_a_library_of_another_kind_is_refused(tmp_path, monkeypatch):
     text = tmp_path / "libparmetis.txt"
     text.write_text("not a library")
     monkeypatch.setenv("HPCGNN_PARMETIS", str(text))
-    with pytest.raises(InputError, match="no shared library of this machine"):
+    with pytest.raises(InputError, match="not a shared library for this machine"):
         binding.find()
     cut_off = tmp_path / "cut_off.so"
     cut_off.write_bytes(other.read_bytes()[:500])
-    with pytest.raises(InputError, match="no shared library of this machine"):
+    with pytest.raises(InputError, match="not a shared library for this machine"):
         binding.open_library(cut_off)
 
 
 @pytest.fixture
 def foreign(tmp_path):
-    """A ParMETIS linked to the MPI that this process does not run."""
+    """A ParMETIS linked to another MPI than this process runs."""
     ours = shared_library.loaded_mpi()
     if not ours:
         pytest.skip("no MPI library is loaded under a usual name")
@@ -174,7 +174,7 @@ def test_another_mpi_is_refused_and_both_are_named(foreign, monkeypatch):
 
 
 def test_another_mpi_behind_a_dependency_is_refused(foreign, tmp_path):
-    """As PT-Scotch's, whose libptscotch may be what needs MPI."""
+    """As for PT-Scotch, where only libptscotch may need MPI."""
     path, soname = foreign
     path.rename(tmp_path / "libinner.so")
     flags = ["-DIDX=int64_t", "-DREAL=float", f"-L{tmp_path}", "-l:libinner.so"]
@@ -191,13 +191,13 @@ def test_a_usable_build_is_preferred_to_one_for_another_mpi(foreign, tmp_path, m
     assert binding.find() == good
 
 
-def test_missing_is_told_and_what_to_do(tmp_path, monkeypatch):
+def test_a_missing_library_is_reported_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("HPCGNN_PARMETIS", raising=False)
     monkeypatch.setattr(shared_library, "parmetis_candidates", lambda **_: iter([]))
     with pytest.raises(InputError, match=r"was not found: .*install_parmetis.*--method kaminpar"):
         binding.find()
     monkeypatch.setenv("HPCGNN_PARMETIS", str(tmp_path / "nowhere.so"))
-    with pytest.raises(InputError, match=r"nowhere\.so: no ParMETIS there"):
+    with pytest.raises(InputError, match=r"nowhere\.so: no such library"):
         binding.find()
 
 
@@ -213,7 +213,7 @@ def test_candidates_follow_the_environment(tmp_path, monkeypatch):
     assert place in list(shared_library.parmetis_candidates())
 
 
-def test_the_current_folder_is_no_place_for_libraries(tmp_path, monkeypatch):
+def test_libraries_in_the_current_folder_are_not_loaded(tmp_path, monkeypatch):
     for folder in (tmp_path, tmp_path / "lib", tmp_path / "mgmetis" / "_cython"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "libparmetis.so").touch()
@@ -256,7 +256,7 @@ def test_libraries_that_others_can_write_are_not_loaded(tmp_path, monkeypatch):
 
 
 def test_sizes_beyond_the_counts_are_refused_with_a_rank_count_that_fits():
-    """20 billion edges: 16 ranks overflow, the number of ranks named does not."""
+    """20 billion edges overflow on 16 ranks, but not on the number of ranks in the message."""
     edges, nodes = 20 * 10**9, 10**9
 
     def sizes(ranks):
@@ -270,7 +270,7 @@ def test_sizes_beyond_the_counts_are_refused_with_a_rank_count_that_fits():
         binding.refuse_overflow(sizes(ranks - 2), 1, 8)
 
 
-def test_what_32_bits_cannot_count_is_refused():
+def test_counts_beyond_32_bits_are_refused():
     binding.refuse_overflow([(10, 2**29, 5)] * 3, 1, 4)
     with pytest.raises(InputError, match=r"32-bit indices: .* \(IDXTYPEWIDTH 64\)"):
         binding.refuse_overflow([(10, 2**29, 5)] * 4, 1, 4)

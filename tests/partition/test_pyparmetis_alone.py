@@ -19,7 +19,7 @@ WIDTH = 20
 
 @pytest.fixture(params=["world", "half"])
 def mpi(comm, request):
-    """All ranks, and a communicator of every second one."""
+    """A communicator of all ranks, and one of every second rank."""
     if request.param == "world":
         yield MPI.COMM_WORLD
         return
@@ -63,7 +63,7 @@ def test_vertex_weights_are_balanced(mpi, library):
     assert heavy.sum() == 800 and heavy.max() <= 1.15 * 200
 
 
-def test_edge_weights_are_heeded(mpi, library):
+def test_edge_weights_are_respected(mpi, library):
     """Without vertex weights, the border of light edges halves the grid."""
     rows = replace(grid(mpi), vertex_weights=None)
     part = np.concatenate(mpi.allgather(library.part_kway(mpi, rows, 2)))
@@ -77,7 +77,7 @@ def test_edge_weights_are_heeded(mpi, library):
     assert cut < 9 * WIDTH, halves  # 20 along the border; 180 along any other straight line
 
 
-def test_what_the_page_shows_runs(comm, parmetis):
+def test_the_example_of_the_page_runs(comm, parmetis):
     ((_, code),) = blocks("python", "docs/partition.md")
     rows = grid(MPI.COMM_WORLD)
     names = {name: getattr(rows, name) for name in ("vtxdist", "xadj", "adjncy")}
@@ -87,7 +87,7 @@ def test_what_the_page_shows_runs(comm, parmetis):
 
 
 @pytest.mark.parametrize("name", ["refine_kway", "adaptive_repart", "part_geom_kway"])
-def test_other_routines_balance(mpi, library, name):
+def test_other_routines_balance_parts(mpi, library, name):
     rows = grid(mpi)
     start = library.part_kway(mpi, rows, 2)
     given = () if name == "part_geom_kway" else (start,)

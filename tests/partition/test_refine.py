@@ -1,4 +1,4 @@
-"""Refinement of what is sent, against counts by numpy on the whole graph."""
+"""Refinement of the communication volume, compared with counts by NumPy on the whole graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRAPHS = {
 
 
 def copies(edges, owner, num_parts):
-    """(sender, reader) counts `[P, P]` of rows sent, and by row the parts that read it."""
+    """Return (sender, reader) counts `[P, P]` of rows sent, and for each row its readers."""
     source, target = edges
     pairs = np.unique(np.stack([source, owner[target]]), axis=1)
     pairs = pairs[:, owner[pairs[0]] != pairs[1]]
@@ -31,7 +31,7 @@ def copies(edges, owner, num_parts):
 @pytest.mark.mpi
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("num_parts", [2, 5, 70])
-def test_readers_count_what_is_sent(comm, name, num_parts):
+def test_readers_count_the_rows_sent(comm, name, num_parts):
     edges, n = GRAPHS[name]
     problem = make_problem(comm, edges, n, num_parts)
     owner = assign(comm, "random", problem)

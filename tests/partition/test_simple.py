@@ -1,4 +1,4 @@
-"""Streaming: communities are found, limits are kept, and no more than a window is ever read."""
+"""Streaming finds communities, keeps limits and never reads more than a window."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NODES, CLASSES, MOST = 1200, 8, 3000
 
 @pytest.fixture(scope="module")
 def communities():
-    """Eight planted ones in random order; four of five edges stay within theirs."""
+    """Return a graph of eight planted communities in random order, four of five edges inside."""
     rng = np.random.default_rng(3)
     label = rng.permutation(NODES) % CLASSES
     source = rng.integers(0, NODES, 12 * NODES)
@@ -30,7 +30,7 @@ def communities():
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("all_on", [None, 0])
-def test_communities_are_found_window_by_window(comm, communities, all_on, monkeypatch):
+def test_streaming_finds_communities_window_by_window(comm, communities, all_on, monkeypatch):
     problem = make_problem(comm, communities, NODES, 4, all_on=all_on)
     read, sizes = problem.edges.read, []
 
@@ -44,7 +44,7 @@ def test_communities_are_found_window_by_window(comm, communities, all_on, monke
     owner = everywhere(comm, assign(comm, "streaming", problem))
     assert max(sizes, default=0) <= MOST
     cut = (owner[communities[0]] != owner[communities[1]]).mean()
-    assert cut < 0.35  # 0.75 at random, 0.15 of the planted ones in pairs
+    assert cut < 0.35  # 0.75 for random parts, 0.15 for pairs of planted communities
     cost = 10 + np.bincount(communities[1], minlength=NODES)
     load = np.bincount(owner, weights=cost, minlength=4)
     assert load.max() <= 1.06 * load.mean()

@@ -1,4 +1,4 @@
-"""The page of `hpcgnn report`: whole, on its own, and harmless whatever a run directory holds."""
+"""The page of `hpcgnn report`: complete, self-contained, and safe whatever a run holds."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _inline(link: str) -> bool:
 
 
 class Outside(HTMLParser):
-    """What the page would fetch or run, and the tags that stay open."""
+    """A parser that finds what the page would fetch or run, and tags left open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def reported(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_page_stands_alone_and_shows_every_figure(reported, tmp_path, capsys):
+def test_the_page_is_self_contained_and_shows_every_figure(reported, tmp_path, capsys):
     folder, out = reported, reported / "report"
     outside = Outside()
     outside.feed((out / "index.html").read_text())
@@ -130,11 +130,11 @@ def test_names_from_files_are_shown_and_not_obeyed(reported):
     assert outside.found == [] and "&lt;script&gt;" in text
 
 
-def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, capsys, monkeypatch):
+def test_only_our_own_pages_are_replaced_and_elsewhere_only_by_force(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [])  # takes seconds each time
     folder, out = write_run(tmp_path / "run"), tmp_path / "out"
     assert main.main(["report", str(folder)]) == 0
-    assert main.main(["report", str(folder)]) == 0  # the run's own is made anew
+    assert main.main(["report", str(folder)]) == 0  # the run's own report is replaced
     asked = ["report", str(folder), "-o", str(out)]
     assert main.main(asked) == 0
     assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
@@ -149,24 +149,24 @@ def test_only_a_page_of_ours_is_replaced_and_elsewhere_only_by_force(tmp_path, c
     assert not list(target.iterdir())
     (tmp_path / "file").write_text("mine")
     assert main.main(["report", str(folder), "-o", str(tmp_path / "file"), "--force"]) == 2
-    assert "is no folder: name one, or a page" in capsys.readouterr().err
+    assert "is not a folder: name a folder, or a page" in capsys.readouterr().err
 
 
-def test_a_name_that_ends_in_html_is_that_of_the_page_alone(tmp_path, capsys, monkeypatch):
+def test_a_name_that_ends_in_html_names_the_page_itself(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [])
     folder, out = write_run(tmp_path / "run"), tmp_path / "new" / "page.html"
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     asked = ["report", str(folder), "-o", str(out)]
     assert main.main([*asked, "--open"]) == 0 and opened == [out.as_uri()]
-    assert "no browser was found" in capsys.readouterr().err  # append gives None
+    assert "no browser was found" in capsys.readouterr().err  # append returns None
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
     assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
     out.write_text("<html>mine</html>")
     assert main.main([*asked, "--force"]) == 2 and out.read_text() == "<html>mine</html>"
 
 
-def test_figures_of_somebody_else_are_left(tmp_path, capsys, monkeypatch):
+def test_figures_written_by_others_are_not_replaced(tmp_path, capsys, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure(figsize=(1, 1))
     drawing = Drawing("loss", "Loss", figure)
     monkeypatch.setattr("hpcgnn.report.page.draw", lambda *_: [drawing])
@@ -176,7 +176,7 @@ def test_figures_of_somebody_else_are_left(tmp_path, capsys, monkeypatch):
     asked = ["report", str(folder), "-o", str(out)]
     for more in ([], ["--force"]):
         assert main.main([*asked, *more]) == 2
-        assert "loss.png: exists and is no figure of hpcgnn report" in capsys.readouterr().err
+        assert "loss.png: exists and is not a figure of hpcgnn report" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["loss.png"]
     assert (out / "loss.png").read_bytes() == b"\x89PNG of mine"
     (out / "loss.png").unlink()
@@ -191,7 +191,7 @@ def test_parts_of_an_epoch_add_up_to_it(tmp_path):
         parts = per_epoch(record)
         assert sum(parts.values()) == pytest.approx(1.25)  # with the checkpoint
         assert min(parts.values()) >= 0 and parts["reduce"] == 0.1 and parts["evaluate"] == 0.15
-        # Of what is waited and packed, 0.7 of 0.85 seconds are the passes' share.
+        # Of 0.85 seconds of waiting and packing, 0.7 belong to the passes.
         assert parts["wait"] == pytest.approx(0.2 * 0.7 / 0.85)
     ranks = per_rank(run)
     totals = [sum(ranks[part][rank] for part in ranks) for rank in range(RANKS)]
@@ -209,7 +209,7 @@ def test_numbers_that_are_not_one_per_rank_are_refused(tmp_path, text, capsys):
     assert "ranks.jsonl" in capsys.readouterr().err
 
 
-def test_the_slowest_of_few_epochs_stands_below_the_legend(tmp_path):
+def test_the_slowest_of_few_epochs_is_not_hidden_by_the_legend(tmp_path):
     pytest.importorskip("matplotlib")
     folder = write_run(tmp_path / "run")
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -220,7 +220,7 @@ def test_the_slowest_of_few_epochs_stands_below_the_legend(tmp_path):
     assert time.figure.axes[0].get_ylim()[1] == pytest.approx(1.35 * whole)
 
 
-def test_one_epoch_is_a_point_and_few_losses_have_plain_numbers(tmp_path):
+def test_one_epoch_is_a_point_and_similar_losses_have_plain_tick_labels(tmp_path):
     pytest.importorskip("matplotlib")
     folder = write_run(tmp_path / "run")
     found = {each.name: each for each in draw([read_run(folder)], "macro_f1")}
@@ -237,7 +237,7 @@ def test_one_epoch_is_a_point_and_few_losses_have_plain_numbers(tmp_path):
     (folder / "metrics.jsonl").write_text(f"{lines[0]}\n{lines[1]}\n{json.dumps(least)}\n")
     axes = draw([read_run(folder)], "auc")[0].figure.axes[0]
     (low, high), ticks = axes.get_ylim(), axes.get_yticks()
-    assert 4 <= sum(low <= tick <= high for tick in ticks) <= 10  # more would touch each other
+    assert 4 <= sum(low <= tick <= high for tick in ticks) <= 10  # more labels would overlap
 
 
 def test_wide_tables_name_their_cells(tmp_path):
@@ -250,7 +250,7 @@ def test_wide_tables_name_their_cells(tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_have_room_in_a_browser(reported, tmp_path):
+def test_figures_are_large_enough_in_a_browser(reported, tmp_path):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium in PATH")
@@ -275,7 +275,7 @@ def test_figures_have_room_in_a_browser(reported, tmp_path):
 
 def test_curves_show_where_a_run_was_resumed(tmp_path):
     run = write_run(tmp_path / "run")
-    starts = [(0, 3), (2, 3), (1, 3), (2, 4), (3, 8)]  # one fell back, one trained nothing yet
+    starts = [(0, 3), (2, 3), (1, 3), (2, 4), (3, 8)]  # one went back, one hasn't trained
     lines = [json.dumps({"from_epoch": epoch, "ranks": ranks}) for epoch, ranks in starts]
     (run / "starts.jsonl").write_text("\n".join(lines))
     drawings = {drawing.name: drawing for drawing in draw([read_run(run)], "accuracy")}
@@ -288,7 +288,7 @@ def test_curves_show_where_a_run_was_resumed(tmp_path):
     assert names == ["run", "other", "run resumed"]
 
 
-def test_many_resumptions_are_one_word(tmp_path):
+def test_many_resumptions_share_one_label(tmp_path):
     run = write_run(tmp_path / "run")
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     records = [json.dumps(record | {"epoch": epoch}) for epoch in range(1, 31)]
@@ -300,7 +300,7 @@ def test_many_resumptions_are_one_word(tmp_path):
     assert [text.get_text() for text in axes.get_legend().get_texts()][1:] == ["resumed"]
 
 
-def test_names_of_any_letters_are_drawn_as_they_are(tmp_path, recwarn):
+def test_special_characters_in_names_are_drawn_literally(tmp_path, recwarn):
     pytest.importorskip("matplotlib")
     folders = [write_run(tmp_path / name) for name in ("a$\\x$\x1b[31m", "\u540d\u524d")]
     drawings = draw([read_run(folder) for folder in folders], "$\\frac$\x1b")

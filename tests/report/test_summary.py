@@ -1,4 +1,4 @@
-"""`hpcgnn report` on run directories, whole and damaged."""
+"""`hpcgnn report` on run directories, intact and damaged."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_figures_are_those_of_the_records(run_dir, capsys):
         assert words in text
 
 
-def test_status_tells_how_the_run_ended(run_dir, capsys):
+def test_status_shows_how_the_run_ended(run_dir, capsys):
     (run_dir / "config.json").write_text(json.dumps({"epochs": 9}))
     assert report(run_dir, capsys)["status"].startswith("running")
     (run_dir / "REQUEUE").touch()
@@ -70,7 +70,7 @@ def test_status_tells_how_the_run_ended(run_dir, capsys):
 
 
 @pytest.mark.slow
-def test_gaps_and_repetitions_are_told_and_the_last_record_counts(run_dir, capsys):
+def test_gaps_and_repeated_records_are_reported_and_the_last_record_counts(run_dir, capsys):
     records = [record(epoch, 0.5, 1.0) for epoch in (1, 2, 2, 5, 9)]
     records[1]["loss"], records[3]["valid"] = 7.0, float("nan")
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -79,12 +79,12 @@ def test_gaps_and_repetitions_are_told_and_the_last_record_counts(run_dir, capsy
     assert (content["epochs"], content["best_epoch"], content["best_loss"]) == (9, 1, 1.0)
     assert main.main(["report", str(run_dir)]) == 0
     text = capsys.readouterr().out
-    assert "epoch 3-4, 6-8" in text and "1 records, of which the last counts" in text
+    assert "epoch 3-4, 6-8" in text and "1 records, of which the last one counts" in text
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
 @pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
-def test_what_is_no_regular_file_is_refused_at_once(run_dir, capsys, name, kind):
+def test_irregular_files_are_refused_without_blocking(run_dir, capsys, name, kind):
     (run_dir / name).unlink()
     if kind == "fifo":
         os.mkfifo(run_dir / name)
@@ -117,7 +117,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_anything_else_is_refused_in_one_line(tmp_path, capsys, kind):
+def test_other_folders_are_refused_in_one_line(tmp_path, capsys, kind):
     folder = tmp_path / "run"
     if BROKEN[kind] is not None:
         folder.mkdir()
@@ -128,19 +128,19 @@ def test_anything_else_is_refused_in_one_line(tmp_path, capsys, kind):
     assert captured.out == ""
     assert captured.err.startswith(f"hpcgnn: error: {folder}") and captured.err.count("\n") == 1
     if kind == "torn":
-        assert "metrics.jsonl: line 2 is torn" in captured.err
+        assert "metrics.jsonl: line 2 was cut off" in captured.err
 
 
 def test_binary_and_missing_records_are_refused(run_dir, capsys):
     (run_dir / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     assert main.main(["report", str(run_dir)]) == 2
-    assert "metrics.jsonl: line 1 is no text" in capsys.readouterr().err
+    assert "metrics.jsonl: line 1 is not text" in capsys.readouterr().err
     (run_dir / "metrics.jsonl").unlink()
     assert main.main(["report", str(run_dir)]) == 2
     assert "not a run directory" in capsys.readouterr().err
 
 
-def test_a_pipe_is_not_waited_for(run_dir, capsys):
+def test_a_pipe_does_not_block(run_dir, capsys):
     for name in ("config.json", "metrics.jsonl"):
         (run_dir / name).unlink()
         os.mkfifo(run_dir / name)
@@ -162,14 +162,14 @@ def test_a_run_before_its_first_epoch_is_shown(run_dir, capsys):
 
 
 @pytest.mark.parametrize("epochs", [0, 20])
-def test_a_run_that_finished_has_all_its_records(run_dir, capsys, epochs):
+def test_a_finished_run_must_have_records_of_its_epochs(run_dir, capsys, epochs):
     (run_dir / "metrics.jsonl").write_text("")
     (run_dir / "config.json").write_text(json.dumps({"epochs": epochs}))
     (run_dir / "ENDED").write_text("finished\n")
     assert main.main(["report", str(run_dir)]) == (2 if epochs else 0)
 
 
-def test_a_matplotlib_that_does_not_load_costs_the_page_alone(run_dir):
+def test_a_broken_matplotlib_only_prevents_the_page(run_dir):
     pytest.importorskip("matplotlib")
     environment = os.environ | {"MPLBACKEND": "nothing"}
     command = [sys.executable, "-m", "hpcgnn", "report", str(run_dir)]

@@ -1,4 +1,4 @@
-"""Sums, means, maxima and minima over in-neighbours, against dense sums."""
+"""Sums, means, maxima and minima over in-neighbours, compared with dense computation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric):
     assert torch.equal(degrees.double(), whole.dense(weighted=False).sum(1))
 
 
-def test_fewest_rows_send_less(comm):
+def test_the_fewest_rows_option_sends_less(comm):
     whole = random_graph(400, 900, seed=3)
     sent = {}
     for fewest in (True, False):
@@ -64,7 +64,7 @@ def test_fewest_rows_send_less(comm):
 
 @pytest.mark.parametrize("smallest", [False, True])
 @pytest.mark.parametrize(("num_nodes", "num_edges"), SIZES)
-def test_max_shares_gradient_among_ties(comm, num_nodes, num_edges, smallest):
+def test_max_splits_the_gradient_among_ties(comm, num_nodes, num_edges, smallest):
     whole = random_graph(num_nodes, num_edges)
     x = torch.from_numpy(whole.features).mul(2).round().add(0.25).requires_grad_()  # many ties
     index = torch.from_numpy(whole.target)[:, None].expand(-1, x.shape[1])

@@ -1,4 +1,4 @@
-"""What autograd may rely on: saved state, second derivatives, sums that are kept."""
+"""Behaviour under autograd: saved state, second derivatives, cached sums."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def test_every_function_refuses_second_derivatives():
                 if isinstance(value, type) and issubclass(value, torch.autograd.Function):
                     functions.add(value)
     functions -= {_Refusal, torch.autograd.Function}
-    functions -= {_DenseLinear, _LayerNorm}  # these have one, see test_hubs.py
+    functions -= {_DenseLinear, _LayerNorm}  # these have second derivatives, see test_hubs.py
     assert len(functions) >= 12
     assert all(hasattr(function.backward, "__wrapped__") for function in functions), functions
 
 
 @pytest.mark.parametrize("mode", ["sar", "sa"])
-def test_what_changes_before_backward_raises(comm, graph, mode):
+def test_changing_an_input_before_backward_raises(comm, graph, mode):
     graph.execution.mode, layer = mode, Edge()
     for change in ("input", "weight", "attribute"):
         x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True) * 1.0
@@ -90,15 +90,15 @@ def test_what_changes_before_backward_raises(comm, graph, mode):
 
 
 @pytest.mark.parametrize("conv", [nn.GATConv, nn.GATv2Conv])
-def test_attention_changed_in_place_says_what_to_do(graph, conv):
-    """It keeps what it returned; torch alone names neither the layer nor a way out."""
+def test_changing_attention_in_place_raises_with_advice(graph, conv):
+    """Attention saves its output; torch's own error names neither the layer nor a remedy."""
     x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
     y = torch.relu_(conv(WIDTH, 2)(graph, x))
-    with pytest.raises(RuntimeError, match=r"take operations.*torch.relu.*inplace operation"):
+    with pytest.raises(RuntimeError, match=r"use operations.*torch.relu.*inplace operation"):
         y.sum().backward()
 
 
-def test_modes_of_forward_hold_in_backward(graph):
+def test_modes_of_forward_are_restored_in_backward(graph):
     torch.manual_seed(1)
     layer, x = Edge(0.5), torch.randn(graph.num_local_nodes, WIDTH)
     grads = []
@@ -133,11 +133,11 @@ def test_captured_tensors_get_gradients(comm, graph, mode):
     weights = torch.randn(graph.num_local_nodes, WIDTH)
     leaves = [x, context, factor, *layer.parameters()]
     y = layer(graph, x)
-    layer(graph, 2 * x)  # another gate, before the first one's backward
+    layer(graph, 2 * x)  # another gate, before the backward pass of the first
     found = torch.autograd.grad((y * weights).sum(), leaves)
     gate = torch.sigmoid(layer.lin(context))
     sums = neighbour_sum(graph, x, weighted=False)
-    # d/dgate lies with the edges' sources at the destinations' owner, as the sum does.
+    # d/dgate is with the edges' sources at the owner of the destinations, as is the sum.
     expected = torch.autograd.grad((sums * gate * factor * weights).sum(), leaves)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -145,7 +145,7 @@ def test_captured_tensors_get_gradients(comm, graph, mode):
 
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", ["gat", "gatv2", "messages"])
-def test_a_kept_loss_keeps_no_arrays(graph, name, mode):
+def test_a_kept_loss_does_not_keep_arrays_alive(graph, name, mode):
     graph.execution.mode, layer = mode, LAYERS[name]()
     x = torch.randn(graph.num_local_nodes, WIDTH, requires_grad=True)
     y = layer(graph, x)
@@ -172,7 +172,7 @@ def test_a_kept_loss_keeps_no_arrays(graph, name, mode):
 
 
 @pytest.mark.parametrize("change", ["input", "weight", "frozen", "attribute"])
-def test_what_changes_before_it_is_computed_again_raises(comm, graph, change):
+def test_changing_an_input_before_its_recomputation_raises(comm, graph, change):
     if change == "attribute" and comm.size > 1:
         pytest.skip("ranks without rows see no other result, and wait for those that raise")
     layer, lin = nn.GATConv(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 3)
@@ -184,13 +184,15 @@ def test_what_changes_before_it_is_computed_again_raises(comm, graph, change):
         layer.scale = 2.0
     with torch.no_grad():
         {"input": x, "weight": layer.lin.weight, "frozen": lin.weight}.get(change, y[:0]).mul_(2)
-    words = "not what it was" if change == "attribute" else "modified by an inplace operation"
+    words = (
+        "differs from the first" if change == "attribute" else "modified by an inplace operation"
+    )
     with pytest.raises(RuntimeError, match=words):
         y.square().sum().backward()
 
 
 @pytest.mark.parametrize("kind", ["recomputed", "pairs"])
-def test_modes_of_modules_around_a_function_hold_in_backward(graph, kind):
+def test_modes_of_surrounding_modules_are_restored_in_backward(graph, kind):
     layer, drop = nn.GATConv(WIDTH, WIDTH, dropout=0.5), torch.nn.Dropout(0.5)
     graph.set_epoch(1)
     number = np.arange(8) * graph.comm.size + graph.comm.rank
@@ -217,7 +219,7 @@ FIRST = {name: LAYERS[name] for name in ("gcn", "sage", "sgc")}
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_sums_of_features_are_made_again_when_these_change(comm, graph, name):
+def test_cached_sums_are_recomputed_when_the_features_change(comm, graph, name):
     layer = FIRST[name]()
 
     def check():
@@ -232,9 +234,9 @@ def test_sums_of_features_are_made_again_when_these_change(comm, graph, name):
     graph = replace(graph, features=graph.features * 2)
     check()
     if comm.rank == 0:
-        graph.features.mul_(3)  # on this rank alone
+        graph.features.mul_(3)  # only on this rank
     check()
-    if comm.rank == 0:  # ways that torch doesn't count
+    if comm.rank == 0:  # ways that torch's version counter doesn't notice
         graph.features.data.mul_(2)
     check()
     graph.features.numpy()[:] += 1
@@ -256,7 +258,7 @@ def test_a_graph_first_seen_in_inference_mode_trains(graph, name):
     layer(graph, torch.ones(graph.num_local_nodes, WIDTH, requires_grad=True)).sum().backward()
 
 
-def test_a_sum_holds_no_features_that_were_replaced(graph):
+def test_cached_sums_do_not_keep_replaced_features_alive(graph):
     other = replace(graph, features=graph.features.clone())
     nn.GCNConv(WIDTH, 4)(other, other.features)
     former = weakref.ref(other.features)
@@ -266,7 +268,7 @@ def test_a_sum_holds_no_features_that_were_replaced(graph):
 
 
 class Told(torch.autograd.Function):
-    """Doubles, and tells whether its gradient is its own."""
+    """Doubles its input, and reports whether its gradient is referenced elsewhere."""
 
     @staticmethod
     def forward(ctx, x, told):
@@ -280,8 +282,8 @@ class Told(torch.autograd.Function):
         return 2 * grads[0], None
 
 
-def test_who_holds_a_gradient(comm):
-    """A backward may overwrite what only it has: not what a hook, a branch or the caller holds."""
+def test_references_to_a_gradient_are_detected(comm):
+    """A backward may overwrite its gradient unless a hook, a branch or the caller references it."""
     x, held = torch.ones(4, requires_grad=True), []
 
     def told(use, given=None):
@@ -301,7 +303,7 @@ def test_who_holds_a_gradient(comm):
     assert not told(hooked)
     held.clear()
     z = Told.apply(x, [])
-    assert not told(lambda y: (y + z).square().sum())  # the sum hands both the same
+    assert not told(lambda y: (y + z).square().sum())  # the sum passes the same gradient to both
 
 
 class ToldOfSaved(torch.autograd.Function):
@@ -319,8 +321,8 @@ class ToldOfSaved(torch.autograd.Function):
         return 2 * grads[0], None
 
 
-def test_who_holds_what_was_saved(comm):
-    """A backward may overwrite its input where no name, view, branch or later backward has it."""
+def test_references_to_saved_tensors_are_detected(comm):
+    """A backward may overwrite its input unless a name, view, branch or later backward uses it."""
     leaf = torch.ones(4, requires_grad=True)
 
     def told(make=lambda: leaf * 1, also=lambda h: 0, **keywords):
@@ -342,8 +344,8 @@ def test_who_holds_what_was_saved(comm):
     assert not told(also=torch.square)[0]  # which has saved it, too
 
 
-def test_inputs_that_somebody_holds_stay(graph):
-    """Gradients of a layer that narrows are written over its input where it is nobody's."""
+def test_referenced_inputs_are_not_overwritten(graph):
+    """Gradients of a narrowing layer overwrite its input only if nothing references it."""
     first, second = nn.SAGEConv(WIDTH, 5), nn.SAGEConv(5, 2)
     x = torch.randn(graph.num_local_nodes, WIDTH)
 

@@ -24,11 +24,11 @@ def three_layers(a: int, b: int, layer: int) -> nn.GATConv:
 
 
 @pytest.mark.parametrize("outputs", [6, 4])
-def test_the_newest_layer_and_a_wide_one_before_it_find_their_products(comm, monkeypatch, outputs):
+def test_the_last_layer_and_a_wide_one_before_it_reuse_their_products(comm, monkeypatch, outputs):
     graph = distribute(random_graph(40, 160, width=6), comm)
     torch.manual_seed(0)
     model = Stack(6, 8, outputs, 3, three_layers)
-    wide = outputs == 4  # the second layer, of 8 columns, which are twice as many
+    wide = outputs == 4  # the second layer, whose 8 columns are twice as many
     made, again = [], []
 
     def scored_product(x, weight, dtype, arrays, *vectors):
@@ -62,8 +62,8 @@ def test_the_newest_layer_and_a_wide_one_before_it_find_their_products(comm, mon
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_slabs_of_rows_give_the_same_also_where_the_graph_is_kept(comm, monkeypatch, bf16):
-    """Gradients of many slabs; where backward comes twice, what it frees the first time matters."""
+def test_slabs_of_rows_give_the_same_results_with_retain_graph(comm, monkeypatch, bf16):
+    """Gradients of many slabs; a second backward pass needs what the first one must not free."""
     graph = distribute(random_graph(4000, 9000, width=6), comm)
     torch.manual_seed(0)
     model = Stack(6, 8, 4, 3, three_layers, dropout=0.3)
@@ -88,8 +88,8 @@ def test_slabs_of_rows_give_the_same_also_where_the_graph_is_kept(comm, monkeypa
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
-def test_products_go_on_while_rows_travel_with_the_same_bits(comm, monkeypatch, mode, bf16):
-    """Of rows that nobody is sent, forward, and of all where backward computes them again."""
+def test_products_overlap_with_messages_and_give_the_same_bits(comm, monkeypatch, mode, bf16):
+    """Forward for rows that are not sent, and for all rows where backward recomputes them."""
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole = ring_of_nodes()
     owners = (np.arange(NODES) * comm.size // NODES).astype(int)
@@ -120,7 +120,7 @@ def test_products_go_on_while_rows_travel_with_the_same_bits(comm, monkeypatch, 
     assert all(map(torch.equal, found(), meanwhile))
 
 
-def test_inference_keeps_nothing(comm):
+def test_inference_keeps_no_arrays(comm):
     graph = distribute(random_graph(9, 24, width=6), comm)
     with torch.no_grad():
         three_layers(6, 4, 1)(graph, graph.features)
@@ -129,8 +129,8 @@ def test_inference_keeps_nothing(comm):
 
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 @pytest.mark.parametrize(("p", "bias"), [(0.5, True), (0.3, True), (0.3, False), (0.0, True)])
-def test_a_relu_and_dropout_done_by_the_layer(comm, mode, p, bias):
-    """The same as done after it; with powers of two to the bit, gradients too."""
+def test_relu_and_dropout_fused_into_the_layer(comm, mode, p, bias):
+    """The same as after the layer; with powers of two to the bit, gradients too."""
     graph = distribute(random_graph(60, 300, width=6), comm, mode=mode)
     torch.manual_seed(0)
     layer = nn.GATConv(6, 4, 2, dropout=0.2, bias=bias, layer=1)
@@ -159,8 +159,8 @@ def test_a_relu_and_dropout_done_by_the_layer(comm, mode, p, bias):
 
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 @pytest.mark.parametrize("edge_width", [0, 2])
-def test_gradients_of_one_head_after_the_other(comm, edge_width, precision, monkeypatch):
-    """As those of all heads at once, to rounding; large arrays are of one head then."""
+def test_gradients_computed_head_by_head(comm, edge_width, precision, monkeypatch):
+    """Equal to those of all heads at once, to rounding; large arrays then hold one head."""
     graph = distribute(random_graph(300, 900, width=6, edge_width=edge_width), comm)
     torch.manual_seed(0)
     layer = nn.GATConv(6, 8, 3, dropout=0.2, edge_dim=edge_width or None, layer=1)
@@ -170,7 +170,7 @@ def test_gradients_of_one_head_after_the_other(comm, edge_width, precision, monk
         monkeypatch.setattr(gat, "_WIDE", 1)
         layer.zero_grad()
         x = graph.features.clone().requires_grad_()
-        graph.execution.kept = Kept([])  # as while memory is to be spared
+        graph.execution.kept = Kept([])  # as when memory is saved
         with torch.autocast("cpu", precision, enabled=precision is not None):
             y = layer(graph, x, then=dropout.rectifier(graph))
         graph.execution.newest = graph.execution.kept = None
@@ -182,8 +182,8 @@ def test_gradients_of_one_head_after_the_other(comm, edge_width, precision, monk
         assert float((whole - apart).norm()) <= limit * float(whole.norm()) + 1e-6
 
 
-def test_a_stack_keeps_one_array_of_a_hidden_gat_layer(comm):
-    """What the next layer reads, and not what the ReLU read."""
+def test_a_stack_keeps_one_array_per_hidden_gat_layer(comm):
+    """It keeps the next layer's input, but not the ReLU's."""
     graph = distribute(random_graph(60, 300, width=6), comm)
     model = Stack(6, 64, 4, 3, lambda a, b, layer: nn.GATConv(a, b // 2, 2, layer=layer))
     kept: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Averaged heads of attention, one after the other."""
+"""Averaged attention heads, computed one after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layer(edge_dim: int | None = None) -> nn.GATConv:
 
 
 def results(graph: PartitionedGraph, conv: nn.GATConv, mode: str) -> list[torch.Tensor]:
-    """Output and gradients, those of weights of all ranks together."""
+    """Return output and gradients, with those of weights summed over all ranks."""
     graph.execution.mode = mode
     conv.zero_grad()
     x = graph.features.clone().requires_grad_()
@@ -33,8 +33,8 @@ def results(graph: PartitionedGraph, conv: nn.GATConv, mode: str) -> list[torch.
 
 
 @pytest.mark.parametrize("edge_width", [0, 2])
-def test_as_all_heads_at_once(comm, edge_width):
-    """Those of mode `sa`, with the same dropped edges; and the same bits in every run."""
+def test_one_head_at_a_time_gives_the_same_results(comm, edge_width):
+    """Equal to mode `sa` with the same dropped edges, and the same bits in every run."""
     whole = random_graph(120, 500, width=WIDTH, edge_width=edge_width)
     graph, conv = distribute(whole, comm, halo_buffer=4096), layer(edge_width or None)
     graph.set_epoch(3)
@@ -44,7 +44,7 @@ def test_as_all_heads_at_once(comm, edge_width):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_in_bfloat16(comm):
+def test_one_head_at_a_time_in_bfloat16(comm):
     graph, conv = distribute(random_graph(120, 500, width=WIDTH), comm), layer()
     graph.set_epoch(3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -54,7 +54,7 @@ def test_in_bfloat16(comm):
 
 
 class Widest(TorchDispatchMode):
-    """Most numbers per local node that an operation returned."""
+    """Records the largest number of values per local node that an operation returned."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Widest(TorchDispatchMode):
         return out
 
 
-def test_nothing_as_wide_as_all_heads(comm):
+def test_no_array_is_as_wide_as_all_heads(comm):
     graph = distribute(random_graph(400, 900, width=WIDTH), comm)
     conv = layer()
     for mode, wide in (("sar", False), ("sa", True)):
@@ -79,7 +79,7 @@ def test_nothing_as_wide_as_all_heads(comm):
             assert (widest.columns >= HEADS * CHANNELS) == wide
 
 
-def test_only_where_it_saves():
+def test_heads_are_separated_only_where_it_saves_memory():
     shape = {"heads": 4, "channels": 172, "inputs": 512}
     assert one_at_a_time("sar", **shape)
     assert not one_at_a_time("sa", **shape)

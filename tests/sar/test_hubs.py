@@ -1,4 +1,4 @@
-"""Nodes with very many edges, whose sums come in very many parts: as double precision has them."""
+"""Sums of nodes with very many edges, in very many parts, compared with double precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
 from hpcgnn.sar.products import product_of_rows
 from tests.graphs import collect, distribute, local, random_graph
 
-PARTS, LIMIT = 4000, 1e-6  # where float32 alone is off by 1e-4 to 1e-3
+PARTS, LIMIT = 4000, 1e-6  # where plain float32 has errors of 1e-4 to 1e-3
 HUB, ORDINARY = 1, 2
 TIMES = torch.tensor([3, PARTS, hubs.MANY])
 
@@ -43,7 +43,7 @@ def test_rows_stay_exact_over_very_many_parts():
 
 
 def test_softmax_stays_exact_over_very_many_parts():
-    """Each part is a softmax over 10 edges, whose scores go up and down."""
+    """Each part is a softmax over 10 edges, whose scores rise and fall."""
     softmax = kernels.RunningSoftmax.zeros(3, 2, 4, dtype=torch.float32, device=torch.device("cpu"))
     sums = SoftmaxSums(softmax)
     sums.begin(hubs.often(TIMES))
@@ -88,7 +88,7 @@ def test_totals_of_very_many_pieces_stay_exact():
 
 @pytest.mark.parametrize("columns", [(1, 1), (3, 4), (1, 60), (10, 10), (40, 60)])
 def test_products_over_very_many_rows_stay_exact(columns):
-    """Where one call of the library is off by 4e-5 to 1e-2."""
+    """Where one call of the library has errors of 4e-5 to 1e-2."""
     a, b = (torch.full((1_000_003, width), 0.3) for width in columns)
     exact = len(a) * float(a[0, 0].double() * b[0, 0])
     assert off(product_of_rows(a, b), exact) < 5e-6
@@ -111,7 +111,7 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_weights_of_very_many_equal_rows_stay_exact(comm, name):
-    """As in double precision, where float32 row after row is off by 1e-4 and more."""
+    """As in double precision, where float32 row by row has errors of 1e-4 and more."""
     torch.manual_seed(1)
     graph = distribute(random_graph(30_000, 30_000, width=1, num_relations=1), comm)
     layer = ROWS[name]()
@@ -126,7 +126,7 @@ def test_weights_of_very_many_equal_rows_stay_exact(comm, name):
     largest = max(float(grad.abs().max()) for grad in exact.values())
     for parameter, grad in gradients(layer, x).items():
         scale = float(exact[parameter].abs().max())
-        if scale > 1e-3 * largest:  # else it cancels
+        if scale > 1e-3 * largest:  # otherwise it cancels
             assert float((grad - exact[parameter]).abs().max()) < 1e-5 * scale, parameter
 
 
@@ -168,7 +168,7 @@ class Function(torch.nn.Module):
 
 
 def products_of_pairs(graph: PartitionedGraph, x: Tensor) -> Tensor:
-    """Of a few nodes, each with a few others."""
+    """Return products of pairs of a few nodes, each with a few others."""
     number = np.arange(40) * graph.comm.size + graph.comm.rank
     found = pairs.NodePairs(number % 7, number % 5, number)
     return x + pairs.pair_values(graph, x, found, lambda a, b: a * b, piece=4).sum(0)
@@ -187,7 +187,7 @@ SEVERAL_ON_ONE_RANK = ("messages", "pairs")  # parts to a row
 
 
 def results(graph: PartitionedGraph, layer: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Output, gradients of the input and of the layer's parameters, over all ranks."""
+    """Return output and gradients of the input and of the layer's parameters, over all ranks."""
     x = local(graph, x).requires_grad_()
     layer.zero_grad()
     y = layer(graph, x)
@@ -202,8 +202,8 @@ def results(graph: PartitionedGraph, layer: torch.nn.Module, x: Tensor) -> dict[
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sar", "sa"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_settle_what_their_hubs_have(comm, monkeypatch, name, mode):
-    """Where everything counts as very many, other sums come to the same."""
+def test_layers_handle_hubs_without_changing_other_sums(comm, monkeypatch, name, mode):
+    """With thresholds so low that all nodes are hubs, sums stay the same."""
     torch.manual_seed(1)
     whole = random_graph(60, 1500, width=32, num_relations=2, edge_width=2)
     layer, x, settled = LAYERS[name](), torch.from_numpy(whole.features), []

@@ -1,4 +1,4 @@
-"""A GPU's local work in slices among messages: the same numbers, whenever messages come."""
+"""Local work of a GPU in slices between messages: the same results whenever messages arrive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.mpi
 
 
 class Counted(Arrival):
-    """Counts those that were handed out."""
+    """Counts the messages that were handed out."""
 
     count = 0
 
@@ -46,7 +46,7 @@ class Busy(StagedTransport):
 
 @pytest.fixture
 def between(monkeypatch) -> list[int]:
-    """A GPU that slices all work; grows by a number for each slice: of the messages after it."""
+    """Slice all work as on a GPU; append for each slice the number of messages after it."""
     taken: list[int] = []
     arrivals = stream.PiecesAhead.arrivals
 
@@ -72,7 +72,7 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_messages_between_slices_change_no_bit(comm, between, emulated, monkeypatch, name):  # noqa: F811
+def test_messages_between_slices_give_the_same_bits(comm, between, emulated, monkeypatch, name):  # noqa: F811
     whole, found = random_graph(200, 500), []
     torch.manual_seed(0)
     layer = LAYERS[name]()
@@ -90,7 +90,7 @@ def test_messages_between_slices_change_no_bit(comm, between, emulated, monkeypa
     assert comm.allreduce(sum(between)) > 0 or comm.size == 1
 
 
-def test_slices_hold_each_row_once_and_about_as_many_edges(comm, between, monkeypatch):
+def test_slices_hold_each_row_once_and_balance_edges(comm, between, monkeypatch):
     monkeypatch.setattr(interior, "_on_gpu", lambda blocks: True)
     graph = distribute(random_graph(900, 1500, symmetric=True), comm)
     edges = graph.in_edges

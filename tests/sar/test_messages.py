@@ -1,4 +1,4 @@
-"""Messages in plain torch: gradients of rows that very many edges read."""
+"""Messages in plain torch: gradients of nodes with very many edges."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ class Tenth(nn.MessagePassing):
 
 
 def test_gradients_of_a_hub_do_not_drift(comm):
-    """As the source of all edges, and as their destination."""
+    """For a hub that is the source of all edges, and for one that is their destination."""
     whole = random_graph(40, 300_000, width=1)
     whole.source[:] = 7
     graph = distribute(whole, comm)

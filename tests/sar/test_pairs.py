@@ -1,4 +1,4 @@
-"""Functions of pairs of nodes on any two ranks, beside autograd on one process."""
+"""Functions of pairs of nodes on any two ranks, compared with autograd on one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHOLE = random_graph(31, 90, seed=4)
 
 
 def shared(graph, ends: np.ndarray) -> tuple[NodePairs, np.ndarray]:
-    """This rank's share of pairs given by node ids; with three ranks, rank 1 has none."""
+    """Return this rank's share of pairs given by node ids; with three ranks, rank 1 has none."""
     comm = graph.comm
     owner = np.random.default_rng(5).integers(0, comm.size, ends.shape[1])
     owner[owner == 1] = 0 if comm.size >= 3 else 1
@@ -39,7 +39,7 @@ class Decoder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("piece", [7, 1 << 15])
-def test_values_and_gradients(comm, piece):
+def test_values_and_gradients_of_pairs(comm, piece):
     graph = distribute(WHOLE, comm)
     rng = np.random.default_rng(3)
     ends = rng.integers(0, 31, (2, 50))
@@ -67,8 +67,8 @@ def test_values_and_gradients(comm, piece):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_random_numbers_are_found_again(comm):
-    """Dropout inside the function drops the same in backward: the gradient is the mask."""
+def test_random_numbers_are_the_same_when_recomputed(comm):
+    """Dropout inside the function uses the same mask in backward: the gradient is the mask."""
     graph = distribute(WHOLE, comm)
     pairs, mine = shared(graph, np.stack([np.arange(31), np.arange(31)]))
     x_NK = torch.ones(graph.num_local_nodes, 3, requires_grad=True)
@@ -82,7 +82,7 @@ def test_random_numbers_are_found_again(comm):
     assert 0 < (kept == 0).sum() < 93
 
 
-def test_no_pairs_at_all(comm):
+def test_ranks_without_pairs(comm):
     graph = distribute(WHOLE, comm)
     none = np.zeros(0, np.int64)
     x_NK = torch.ones(graph.num_local_nodes, 4, requires_grad=True)
@@ -92,7 +92,7 @@ def test_no_pairs_at_all(comm):
     assert not x_NK.grad.any()
 
 
-def test_places_of_ids(comm):
+def test_positions_of_ids(comm):
     graph = distribute(WHOLE, comm)
     places = graph.derived(FindPlaces())
     ids = np.arange(31)[:: comm.rank + 1]
@@ -100,7 +100,7 @@ def test_places_of_ids(comm):
 
 
 def test_a_node_of_very_many_pairs(comm):
-    """float32 sums of as many equal terms, one by one, would be wrong by 3e-4."""
+    """float32 sums of that many equal terms, one by one, would have errors of 3e-4."""
     graph = distribute(WHOLE, comm)
     count, place = 30_000, graph.derived(FindPlaces()).first
     number = np.arange(count) + comm.rank * count
@@ -113,8 +113,8 @@ def test_a_node_of_very_many_pairs(comm):
 
 
 @pytest.mark.parametrize("step", ["pairs", "loss of a task"])
-def test_nothing_follows_an_error_that_one_rank_alone_has_seen(comm, step):
-    """What comes next would mix its messages with those that the others still wait for."""
+def test_operations_after_an_error_on_one_rank_are_refused(comm, step):
+    """Otherwise the next messages would mix with those that the others still wait for."""
     if comm.size == 1:
         pytest.skip("no others")
     made = Communicator(timeout=60)
@@ -143,5 +143,5 @@ def test_nothing_follows_an_error_that_one_rank_alone_has_seen(comm, step):
     with pytest.raises(ValueError if rank == 0 else CommunicationError):
         run()
         made.allreduce(np.ones(3), where="later")
-    with pytest.raises(CommunicationError, match="was left by ValueError"):
+    with pytest.raises(CommunicationError, match="was interrupted by ValueError"):
         made.barrier(where="later")

@@ -24,11 +24,11 @@ def random(*shape, seed=0):
 
 
 def off(found, exact):
-    """The largest difference beside the largest number."""
+    """Return the largest difference relative to the largest number."""
     return float((found.double() - exact).abs().max() / exact.abs().max())
 
 
-def test_only_bfloat16_on_cpus_is_multiplied_in_another_type():
+def test_only_bfloat16_on_cpus_is_multiplied_in_float32():
     assert kernels.factor_type(BF16, CPU) == torch.float32
     assert kernels.factor_type(torch.float64, CPU) == torch.float64
     assert kernels.factor_type(BF16, torch.device("cuda")) == BF16
@@ -48,7 +48,7 @@ def test_rows_and_weights_are_multiplied_as_they_are(given):
     assert off(product(x, weight, BF16), exact) < 1e-6
 
 
-def test_sums_of_outer_products_are_those_of_float64():
+def test_sums_of_outer_products_agree_with_float64():
     a, b = random(70_000, 12), random(70_000, 9, seed=1)
     exact, sums, scratch = a.double().t() @ b.double(), ProductSum(BF16), SlabScratch(BF16)
     for low in range(0, 70_000, 20_000):
@@ -58,7 +58,7 @@ def test_sums_of_outer_products_are_those_of_float64():
     assert off(weight_gradient(b, a, BF16), exact) < 1e-6
 
 
-def test_a_linear_layer_is_that_of_float32():
+def test_a_linear_layer_agrees_with_float32():
     torch.manual_seed(3)
     layer, x, g = Linear(20, 30), random(3000, 20).requires_grad_(), random(3000, 30)
     found = []

@@ -9,7 +9,7 @@ ROWS = torch.tensor([0, 0, 0, 1, 1, 2])
 
 
 def reduced(name: str, m: torch.Tensor, logit: torch.Tensor | None, piece: int) -> torch.Tensor:
-    """Messages into three of four nodes, `piece` at a time."""
+    """Return reduced messages to three of four nodes, `piece` at a time."""
     reduction = reductions.make(name, m.new_zeros(4, m.shape[1]))
     for low in range(0, len(m), piece):
         part = slice(low, low + piece)
@@ -51,6 +51,6 @@ def test_ties_are_counted_beyond_what_float32_can():
     best = reductions.make("max", torch.zeros(1, 1))
     rows, m = torch.zeros(1, dtype=torch.int64), torch.ones(1, 1)
     best.add(rows, m, None)
-    best.ties_NG += 1 << 24  # as many edges as before
+    best.ties_NG += 1 << 24  # as if so many edges had come before
     best.add(rows, m, None)
     assert best.ties_NG.item() == (1 << 24) + 2

@@ -1,4 +1,4 @@
-"""Sums by relation: the order of the work, its memory and what is sent."""
+"""Sums by relation: the order of the work, its memory and the messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.mpi
 
 
 def run(whole: Whole, comm, weight_RFG: torch.Tensor, mean: bool, **options):
-    """Output and gradients of x and of the weights, over all ranks; and the graph."""
+    """Return output, gradients of x and of the weights over all ranks, and the graph."""
     graph = distribute(whole, comm, **options)
     x_NF = local(graph, whole.features).double().requires_grad_()
     weight_RFG = weight_RFG.clone().requires_grad_()
@@ -75,7 +75,7 @@ def test_either_order_in_any_slabs_is_right(comm, monkeypatch, slab, outputs, co
 
 @pytest.mark.parametrize("by", ["row", "column"])
 def test_a_hub_is_multiplied_once_per_relation(by):
-    """As the destination of all edges, or as their source: not once per edge."""
+    """As the destination or the source of all edges: not once per edge."""
     whole = random_graph(100, 300, num_relations=2)
     (whole.target if by == "row" else whole.source)[:] = 7
     graph = distribute(whole, Communicator(MPI.COMM_SELF))
@@ -84,7 +84,7 @@ def test_a_hub_is_multiplied_once_per_relation(by):
     assert pairs.gather.num_rows == 2
 
 
-def test_two_runs_are_the_same_to_the_bit(comm):
+def test_two_runs_give_the_same_bits(comm):
     whole = random_graph(200, 2000, num_relations=3)
     first = run(whole, comm, weights(3, 4), True, halo_buffer=4096)
     second = run(whole, comm, weights(3, 4), True, halo_buffer=4096)

@@ -1,4 +1,4 @@
-"""GraphSAGE as one function, whose products go on while rows travel, against float64."""
+"""GraphSAGE as one function, whose products overlap with messages, compared with float64."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NODES, WIDTH = 9000, 6
 
 
 def ring_of_nodes() -> Whole:
-    """Each node reads both of its neighbours: parts of consecutive nodes send two rows each."""
+    """Return a ring: each node reads both neighbours, so each part sends two rows."""
     here = np.arange(NODES)
     source = np.concatenate([(here + 1) % NODES, (here - 1) % NODES])
     target = np.concatenate([here, here])
@@ -28,7 +28,7 @@ def ring_of_nodes() -> Whole:
 
 
 @pytest.mark.parametrize("mode", ["sar", "oneshot"])
-def test_products_go_on_while_rows_travel(comm, monkeypatch, mode):
+def test_products_overlap_with_messages(comm, monkeypatch, mode):
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole = ring_of_nodes()
     graph = distribute(whole, comm, (np.arange(NODES) * comm.size // NODES).astype(int), mode=mode)
@@ -55,8 +55,8 @@ def test_products_go_on_while_rows_travel(comm, monkeypatch, mode):
         torch.testing.assert_close(total, weight.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_that_no_message_adds_to_are_done_while_others_travel(comm, monkeypatch):
-    """To the bit as if they were done with all others."""
+def test_rows_without_remote_neighbours_are_finished_during_the_exchange(comm, monkeypatch):
+    """The result has the same bits as if they were computed with all others."""
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
     whole, found, early = ring_of_nodes(), [], []
     owners = (np.arange(NODES) * comm.size // NODES).astype(int)

@@ -1,4 +1,4 @@
-"""When messages are moved on, and what is sent, to the byte: what each saving saves."""
+"""Progress of messages, and exact bytes sent: what each saving saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOAT = 4
 
 
 def power_law(num_nodes: int = 300, num_edges: int = 900) -> Whole:
-    """Sparse and skewed: few nodes end most edges."""
+    """Return a sparse, skewed graph: few nodes have most edges."""
     whole = random_graph(num_nodes, num_edges, seed=5, width=12)
     rng = np.random.default_rng(6)
     ends = (num_nodes * rng.random((2, num_edges)) ** 4).astype(np.int64)
@@ -30,12 +30,12 @@ def power_law(num_nodes: int = 300, num_edges: int = 900) -> Whole:
 
 
 def sent(graph: PartitionedGraph, before: int = 0) -> int:
-    """Bytes that all ranks have sent."""
+    """Return the bytes that all ranks have sent."""
     return graph.ring.comm.allreduce(graph.ring.bytes_sent) - before
 
 
 def boundary(graph: PartitionedGraph) -> tuple[int, int]:
-    """Rows in all send lists, forward and reversed."""
+    """Return the number of rows in all send lists, forward and reversed."""
     comm = graph.ring.comm
     return tuple(
         comm.allreduce(sum(len(rows) for rows in edges.send_rows))
@@ -45,7 +45,7 @@ def boundary(graph: PartitionedGraph) -> tuple[int, int]:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_attention_sends_two_messages_per_boundary_row(comm, symmetric):
-    """Forward z and s; backward g, t, log-sum-exp and D, of which dL/dt alone comes back."""
+    """Forward sends z and s, backward g, t, log-sum-exp and D; only dL/dt is returned."""
     heads, hidden, layers = 2, 16, 3
     graph = distribute(random_graph(120, 500, symmetric=symmetric, width=12), comm)
 
@@ -65,7 +65,7 @@ def test_attention_sends_two_messages_per_boundary_row(comm, symmetric):
 
 
 def epochs(graph: PartitionedGraph, make, count: int = 2):
-    """Bytes sent in each epoch and the output and gradients of the last."""
+    """Return the bytes sent in each epoch, and the output and gradients of the last."""
     torch.manual_seed(0)
     layer = make()
     per_epoch = []
@@ -89,7 +89,7 @@ FIRST = {
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_first_sums_are_sent_once(comm, name):
+def test_sums_of_features_are_exchanged_once(comm, name):
     whole, results = power_law(), {}
     for cached in (True, False):
         graph = distribute(whole, comm)
@@ -105,7 +105,7 @@ def test_first_sums_are_sent_once(comm, name):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
-def test_fewest_rows_send_less(comm):
+def test_the_fewest_rows_option_sends_less(comm):
     whole, results, total = power_law(), {}, {}
     for fewest in (True, False):
         graph = distribute(whole, comm)
@@ -124,7 +124,7 @@ def test_fewest_rows_send_less(comm):
 @pytest.mark.parametrize("kind", [nn.GCNConv, nn.SAGEConv, nn.SGConv])
 @pytest.mark.parametrize(("width_in", "width_out"), [(12, 3), (3, 12)])
 def test_the_narrower_side_is_sent(comm, kind, width_in, width_out):
-    """Rows are as wide as the narrower of input and output, unless that is switched off."""
+    """Rows have the narrower width of input and output, unless this is switched off."""
     torch.manual_seed(3)
     whole, layer, results = power_law(), kind(width_in, width_out), {}
     weights = torch.randn(300, width_out)
@@ -144,7 +144,7 @@ def test_the_narrower_side_is_sent(comm, kind, width_in, width_out):
 
 
 def test_sums_send_only_gradients_in_backward(comm):
-    """No feature is fetched again, and inputs without gradient send nothing back."""
+    """No features are fetched again, and inputs without gradient send nothing back."""
     graph = distribute(power_law(), comm)
     graph.execution.fewest_rows = False
     forward, backward = boundary(graph)
@@ -177,7 +177,7 @@ KEPT = ("gat", "gatv2", "messages")  # whose backward returns gradients of rows 
 
 @pytest.mark.parametrize("mode", ["sar", "sa", "oneshot"])
 @pytest.mark.parametrize("name", STREAMED)
-def test_messages_move_on_between_pieces_of_work(comm, monkeypatch, name, mode):
+def test_messages_progress_between_pieces_of_work(comm, monkeypatch, name, mode):
     """The exchange begins before local work; local and remote work both make progress."""
     events = []
 
@@ -207,7 +207,7 @@ def test_messages_move_on_between_pieces_of_work(comm, monkeypatch, name, mode):
     returns = mode != "sar" and name in KEPT
     backward = len(events) - events[::-1].index("begin") - 1
     worked_on = [event for event in events if event not in ("packed", "sent")]
-    if returns:  # and what arrives is but added
+    if returns:  # and what arrives is only added
         worked_on = [
             event
             for place, event in enumerate(events)
@@ -218,7 +218,7 @@ def test_messages_move_on_between_pieces_of_work(comm, monkeypatch, name, mode):
 
 
 def follow(events: list[str], event: str, wanted: str) -> list[bool]:
-    """Of each `event`, whether `wanted` comes next."""
+    """Return for each `event` whether `wanted` comes next."""
     return [
         after == wanted
         for one, after in zip(events, [*events[1:], ""], strict=True)

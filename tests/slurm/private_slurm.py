@@ -1,6 +1,6 @@
-"""A Slurm of one's own: munged, slurmctld and two slurmd on this host, in a folder of their own.
+"""A private Slurm: munged, slurmctld and two slurmd on this host, in a folder of their own.
 
-Needs no root and touches nothing outside its folder. Ready in about a second.
+It needs no root and touches nothing outside its folder. It is ready in about a second.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PartitionName=urgent Nodes=ALL State=UP PriorityTier=2 PreemptMode=OFF
 
 
 def program(name: str) -> str | None:
-    """Path of a daemon or command of Slurm, None when it is not installed."""
+    """Return the path of a daemon or command of Slurm, or None if it is not installed."""
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
@@ -64,7 +64,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Poll until `condition()` is true; AssertionError saying `what` was waited for."""
+    """Poll until `condition()` is true; raise AssertionError naming `what` was waited for."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{seconds} s passed without: {what}"
@@ -92,7 +92,7 @@ class PrivateSlurm:
             (folder / name).mkdir()
 
     def start(self) -> None:
-        """Start the daemons; returns when both nodes are idle."""
+        """Start the daemons; return when both nodes are idle."""
         self._daemon(
             "munged",
             "--foreground",
@@ -139,7 +139,7 @@ class PrivateSlurm:
                     daemon.wait()
 
     def run(self, command: str, *args: object, check: bool = True, cwd: Path | None = None) -> str:
-        """Run one of Slurm's commands or a script of jobs/; returns what it printed."""
+        """Run one of Slurm's commands or a script of jobs/; return its output."""
         done = subprocess.run(
             [program(command) or command, *map(str, args)],
             capture_output=True,
@@ -152,21 +152,21 @@ class PrivateSlurm:
         return done.stdout
 
     def submit(self, *args: object, cwd: Path) -> int:
-        """`sbatch ARGS` in the folder `cwd`; returns the job's id."""
+        """Run `sbatch ARGS` in the folder `cwd`; return the job's id."""
         return int(self.run("sbatch", "--parsable", *args, cwd=cwd))
 
     def field(self, job: int, name: str) -> str:
-        """One field of `scontrol show job`, such as JobState or Restarts."""
+        """Return one field of `scontrol show job`, such as JobState or Restarts."""
         found = re.search(rf"\b{name}=(\S+)", self.run("scontrol", "show", "job", job))
         assert found, f"job {job} has no {name}"
         return found[1]
 
     def state(self, job: int) -> str:
-        """The job's state, such as PENDING, RUNNING, COMPLETED."""
+        """Return the job's state, such as PENDING, RUNNING, COMPLETED."""
         return self.field(job, "JobState")
 
     def wait(self, job: int, state: str, seconds: float = PATIENCE) -> None:
-        """Wait until the job is in `state`; fails with its log when it ends in another."""
+        """Wait until the job is in `state`; fail with its log if it ends in another."""
         others = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"} - {state}
         end = time.monotonic() + seconds
         while (now := self.state(job)) != state:
@@ -175,7 +175,7 @@ class PrivateSlurm:
             time.sleep(0.1)
 
     def log(self, job: int) -> str:
-        """What the job has printed so far."""
+        """Return the job's output so far."""
         path = Path(self.field(job, "StdOut"))
         return path.read_text() if path.exists() else ""
 
@@ -187,12 +187,12 @@ class PrivateSlurm:
         self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
 
     def set_node(self, node: str, state: str) -> None:
-        """`down`, or `resume`, which waits until the node is idle again."""
+        """Set a node `down`, or `resume` it, which waits until the node is idle again."""
         reason = ["reason=test"] if state == "down" else []
         self.run("scontrol", "update", f"nodename={node}", f"state={state}", *reason)
         if state == "resume":
             wait_for(lambda: "down" not in " ".join(self.node_states()), PATIENCE, f"{node} back")
 
     def node_states(self) -> list[str]:
-        """States of n1 and n2, such as idle, allocated, down*."""
+        """Return the states of n1 and n2, such as idle, allocated, down*."""
         return self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()

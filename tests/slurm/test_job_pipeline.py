@@ -16,7 +16,7 @@ JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def _ring_graph(path: Path, num_nodes: int) -> None:
-    """A ring of nodes, each tied to four others, whose features give the class away."""
+    """Write a ring of nodes, each connected to four others, whose features determine the class."""
     nodes = np.arange(num_nodes)
     near = (nodes[:, None] + np.array([-2, -1, 1, 2])) % num_nodes
     labels = nodes * 3 // num_nodes
@@ -34,12 +34,12 @@ def _ring_graph(path: Path, num_nodes: int) -> None:
 
 
 def _submit(slurm: PrivateSlurm, *args: object, cwd: Path) -> dict[str, int]:
-    """Run pipeline.sh; the printed job ids by verb."""
+    """Run pipeline.sh; return the printed job ids by verb."""
     printed = slurm.run(str(JOBS / "pipeline.sh"), *args, cwd=cwd)
     return {verb: int(job) for verb, job in map(str.split, printed.splitlines())}
 
 
-def test_source_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_jobs_from_source_files_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
     _ring_graph(tmp_path / "ring.npz", 301)
     jobs = _submit(
         slurm,
@@ -72,7 +72,7 @@ def test_source_to_predictions(slurm: PrivateSlurm, tmp_path: Path) -> None:
     assert (classes == np.arange(301) * 3 // 301).mean() > 0.95
 
 
-def test_a_failed_job_cancels_those_behind_it(slurm: PrivateSlurm, tmp_path: Path) -> None:
+def test_a_failed_job_cancels_its_dependents(slurm: PrivateSlurm, tmp_path: Path) -> None:
     jobs = _submit(slurm, "--ranks-per-node", 2, "missing.npz", "none", cwd=tmp_path)
     slurm.wait(jobs["convert"], "FAILED")
     for verb in ("partition", "train", "predict"):

@@ -1,4 +1,4 @@
-"""jobs/train.sbatch: time limits, preemption, lost nodes and scancel, beside an undisturbed run."""
+"""jobs/train.sbatch after time limits, preemption, lost nodes, beside undisturbed runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAIN = Path(__file__).parents[2] / "jobs" / "train.sbatch"
 Mpirun = Callable[..., subprocess.CompletedProcess[str]]
 Partition = Callable[[int], Path]
 EPOCHS, HELD = 12, 7
-# Whatever the machine does beside: the ranks of a job go on when a signal has reached them.
+# On a busy machine too: the ranks of a job continue only after a signal has reached them.
 MODEL = f"""
 import os, signal, time
 import torch
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def partition(mpirun: Mpirun, folder: Path) -> Partition:
-    """`partition(4)`: a small graph in 4 parts, made once."""
+    """Return `partition(4)`: a small graph in 4 parts, made once."""
 
     def make(parts: int) -> Path:
         graph, path = folder / "graph.h5", folder / f"graph.p{parts}.h5"
@@ -80,7 +80,7 @@ def partition(mpirun: Mpirun, folder: Path) -> Partition:
 
 @pytest.fixture
 def options(folder: Path) -> list[object]:
-    # --time-margin 0: training must heed the signal, not its own watch on the time limit.
+    # --time-margin 0: training must react to the signal, not to its own check of the time limit.
     more = ["--checkpoint-every", 4, "--epochs", EPOCHS, "--time-margin", 0]
     return ["--model", f"{folder / 'net.py'}:Net", *more]
 
@@ -89,7 +89,7 @@ def options(folder: Path) -> list[object]:
 def undisturbed(
     mpirun: Mpirun, folder: Path, partition: Partition, options: list[object]
 ) -> Callable[[int], Path]:
-    """`undisturbed(2)`: the run directory of a training on 2 ranks, made once."""
+    """Return `undisturbed(2)`: the run directory of a training on 2 ranks, made once."""
 
     def make(ranks: int) -> Path:
         run_dir = folder / f"undisturbed{ranks}"
@@ -107,7 +107,7 @@ def _epochs(run_dir: Path) -> list[int]:
 
 
 def _parameters(run_dir: Path, epoch: int) -> dict[str, np.ndarray]:
-    """Everything under model/ and optimizer/ in the checkpoint of an epoch."""
+    """Return everything under model/ and optimizer/ in the checkpoint of an epoch."""
     found: dict[str, np.ndarray] = {}
 
     def keep(name: str, item: object) -> None:
@@ -120,7 +120,7 @@ def _parameters(run_dir: Path, epoch: int) -> dict[str, np.ndarray]:
 
 
 def _assert_resumed(slurm: PrivateSlurm, job: int, run_dir: Path, undisturbed: Path) -> None:
-    """From where the job was held to the end, as a run that nothing disturbed."""
+    """Check that the job resumed where it was paused and ended like an undisturbed run."""
     assert slurm.field(job, "Restarts") == "1"
     assert "resuming after epoch" in slurm.log(job)
     assert _epochs(run_dir) == list(range(1, EPOCHS + 1))
@@ -136,7 +136,7 @@ def _wait_until_held(run_dir: Path) -> None:
 
 
 def _processes(word: str) -> Iterator[tuple[int, str]]:
-    """Id and command line of the processes that mention `word`."""
+    """Return id and command line of the processes that mention `word`."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -146,7 +146,9 @@ def _processes(word: str) -> Iterator[tuple[int, str]]:
             yield int(path.parent.name), line
 
 
-def test_two_nodes_and_one_lost(slurm, partition, options, undisturbed, tmp_path) -> None:
+def test_a_job_resumes_after_losing_one_of_two_nodes(
+    slurm, partition, options, undisturbed, tmp_path
+) -> None:
     """Two ranks on each of two nodes; one node goes down mid-run; the requeued job resumes."""
     run_dir, shape = tmp_path / "run", ["--nodes=2", "--ntasks-per-node=2"]
     job = slurm.submit(*shape, TRAIN, partition(4), *options, "--run-dir", run_dir, cwd=tmp_path)
@@ -162,12 +164,14 @@ def test_two_nodes_and_one_lost(slurm, partition, options, undisturbed, tmp_path
     _assert_resumed(slurm, job, run_dir, undisturbed(4))
 
 
-def test_time_limit(slurm, partition, options, undisturbed, tmp_path) -> None:
+def test_a_job_resumes_after_its_time_limit(
+    slurm, partition, options, undisturbed, tmp_path
+) -> None:
     """Slurm's signal before the limit: checkpoint, requeue, finish."""
     run_dir, limit = tmp_path / "run", ["--ntasks=2", "--time=60", "--signal=B:USR1@600"]
     job = slurm.submit(*limit, TRAIN, partition(2), *options, "--run-dir", run_dir, cwd=tmp_path)
     _wait_until_held(run_dir)
-    # Its signal is due at once, and comes when Slurm next looks at time limits, every 30 s.
+    # Its signal is due at once, and comes when Slurm next checks time limits, every 30 s.
     slurm.run("scontrol", "update", f"jobid={job}", "TimeLimit=9")
     slurm.wait(job, "PENDING")
     assert f"stopping after epoch {HELD}: SIGUSR1" in slurm.log(job)
@@ -178,7 +182,7 @@ def test_time_limit(slurm, partition, options, undisturbed, tmp_path) -> None:
     _assert_resumed(slurm, job, run_dir, undisturbed(2))
 
 
-def test_preemption(slurm, partition, options, undisturbed, tmp_path) -> None:
+def test_a_job_resumes_after_preemption(slurm, partition, options, undisturbed, tmp_path) -> None:
     """A job of higher priority takes the nodes: checkpoint, requeue by Slurm, finish."""
     run_dir, training = tmp_path / "run", [TRAIN, partition(2), *options]
     job = slurm.submit("--ntasks=2", *training, "--run-dir", run_dir, cwd=tmp_path)
@@ -196,7 +200,7 @@ def test_preemption(slurm, partition, options, undisturbed, tmp_path) -> None:
     _assert_resumed(slurm, job, run_dir, undisturbed(2))
 
 
-def test_scancel_leaves_no_orphan(slurm, partition, tmp_path) -> None:
+def test_scancel_leaves_no_orphaned_processes(slurm, partition, tmp_path) -> None:
     parts, run_dir = partition(2), tmp_path / "cancelled"
     command = [TRAIN, parts, "--hidden", 16, "--epochs", 1000000, "--run-dir", run_dir]
     job = slurm.submit("--ntasks=2", *command, cwd=tmp_path)

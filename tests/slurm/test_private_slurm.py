@@ -1,4 +1,4 @@
-"""The ground the other tests here stand on: MPI over two emulated nodes."""
+"""Prerequisite of the other tests here: MPI over two emulated nodes."""
 
 import sys
 
@@ -16,7 +16,7 @@ print(world.size, node.size, world.allreduce(world.rank), flush=True)
 """
 
 
-def test_two_nodes_of_two_ranks(slurm: PrivateSlurm) -> None:
+def test_a_job_runs_on_two_nodes_with_two_ranks_each(slurm: PrivateSlurm) -> None:
     printed = slurm.run(
         "srun", "--mpi=pmi2", "--nodes=2", "--ntasks-per-node=2", sys.executable, "-c", PROGRAM
     )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_a_task_takes_its_line_of_the_list(tmp_path, mpirun):
+def test_an_array_task_uses_its_line_of_the_list(tmp_path, mpirun):
     made = mpirun(
         0,
         "generate",
@@ -53,4 +53,4 @@ def test_a_task_takes_its_line_of_the_list(tmp_path, mpirun):
     (run,) = (tmp_path / "runs" / "sweep").iterdir()
     assert run.name == "large" and config_of(run)["hidden"] == 8
     absent = sweep(3)
-    assert absent.returncode == 2 and "line 3 of list names no file" in absent.stderr
+    assert absent.returncode == 2 and "line 3 of list does not name a file" in absent.stderr

@@ -1,4 +1,4 @@
-"""A small graph file with every kind of column, so that each can be spoilt."""
+"""A small graph file with every kind of column, so that each can be corrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcgnn.storage.write import atomic
 
 @dataclass
 class Content:
-    """What goes into an HDF5 file, before it is spoilt."""
+    """The content of an HDF5 file, before it is corrupted."""
 
     arrays: dict[str, np.ndarray]
     attributes: dict[str, int | str]
@@ -31,7 +31,7 @@ class Content:
 
 
 def graph_content(seed: int = 0, *, sparse: bool = False, multilabel: bool = False) -> Content:
-    """9 nodes, 20 edges; node 0 has no in-edges."""
+    """Return a graph of 9 nodes and 20 edges; node 0 has no in-edges."""
     rng = np.random.default_rng(seed)
     targets = np.sort(rng.integers(1, 9, 20))
     types = np.array([0, 1, 1, 0, 1, 0, 0, 1, 1], np.int32)

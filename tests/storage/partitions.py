@@ -26,7 +26,7 @@ def small_parts(
     sparse: bool = False,
     even: bool = False,
 ) -> tuple[list[Part], dict[str, Any]]:
-    """This rank's parts of a graph with every kind of column, and the header.
+    """Return this rank's parts of a graph with every kind of column, and the header.
 
     `even`: no part is empty.
     """

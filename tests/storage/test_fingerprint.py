@@ -1,4 +1,4 @@
-"""Fingerprints: the same for any cut, another for any change."""
+"""Fingerprints: independent of the slabs, different after any change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcgnn.storage.fingerprint import fingerprint, mix64, to_hex
 
 
 def splitmix64(state: int) -> int:
-    """Steele, Lea, Flood 2014, in plain integers."""
+    """SplitMix64 (Steele, Lea, Flood 2014) in plain integers."""
     mask = 2**64 - 1
     z = (state + 0x9E3779B97F4A7C15) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -33,7 +33,7 @@ def test_the_hash_is_splitmix64():
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "float16", "float32", "float64"])
 @pytest.mark.parametrize("tail", [(), (3,)])
-def test_sums_over_any_cut(dtype, tail):
+def test_fingerprints_add_up_over_any_cut(dtype, tail):
     rng = np.random.default_rng(0)
     array = (rng.normal(size=(20_000, *tail)) * 50).astype(dtype)
     whole = fingerprint("a", array)
@@ -50,7 +50,7 @@ def test_sums_over_any_cut(dtype, tail):
     assert fingerprint("a", other) != whole
 
 
-def test_width_of_integers_does_not_matter():
+def test_fingerprints_do_not_depend_on_integer_width():
     values = np.array([-1, 0, 5, 100])
     prints = {fingerprint("a", values.astype(dtype)) for dtype in ("int8", "int32", "int64")}
     assert len(prints) == 1
@@ -81,7 +81,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(0,), (1,), (7,), (8, 3), (3, 0)])
-def test_every_type_in_plain_integers(kind, shape):
+def test_fingerprints_of_every_type_match_plain_integers(kind, shape):
     rng = np.random.default_rng(1)
     dtype = np.dtype(kind)
     array = np.frombuffer(rng.bytes(64 * 8), dtype)[: int(np.prod(shape))].reshape(shape)
@@ -97,7 +97,7 @@ def test_every_type_in_plain_integers(kind, shape):
     assert fingerprint("é", np.repeat(array, 2, axis=0)[::2], 5) == wanted % 2**64
 
 
-def test_bytes_count_one_by_one():
+def test_fingerprints_of_bytes_equal_those_of_uint8():
     assert fingerprint("a", np.array([b"ab", b"c"])) == fingerprint(
         "a", np.array([[97, 98], [99, 0]], np.uint8)
     )
@@ -120,7 +120,7 @@ def test_mixing_is_splitmix64():
             mix64(wrong)
 
 
-def test_a_library_that_was_not_built(monkeypatch, tmp_path):
+def test_a_library_that_was_not_built_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "LIBRARY", tmp_path / "libhpcgnn_storage.so")
     module._library.cache_clear()
     with pytest.raises(InputError, match=r"pip install \."):

@@ -30,14 +30,14 @@ NAN = float("nan")
 
 
 def arrays(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One of each type."""
+    """Return one array of each type."""
     wide = {t: (rng.normal(size=(N, 2)) * 50).astype(t) for t in schema.TYPES}
     wide["float64"][3, 1] = NAN
     return {f"a_{t}": values for t, values in wide.items()} | {"flat": np.arange(N) * 7}
 
 
 def write(path, whole: Whole, cuts=(0, N), **columns):
-    """The graph with whatever of arrays, labels, edge_labels and edge_split is given."""
+    """Write the graph with the given ones of arrays, labels, edge_labels and edge_split."""
     counts = np.bincount(whole.target, minlength=N)
     indptr = np.concatenate([[0], np.cumsum(counts)])
     with GraphWriter(path, num_nodes=N) as writer:
@@ -63,7 +63,7 @@ def everything(symmetric: bool) -> tuple[Whole, dict]:
     rng = np.random.default_rng(5)
     whole = random_graph(N, E, edge_width=1, symmetric=symmetric)
     edges = len(whole.source)
-    whole.edge_features = np.arange(edges, dtype=np.float32)[:, None]  # tells edges apart
+    whole.edge_features = np.arange(edges, dtype=np.float32)[:, None]  # distinguishes edges
     labels = rng.normal(size=(N, 3)).astype(np.float32)
     labels[4, 1] = NAN
     return whole, {
@@ -74,7 +74,7 @@ def everything(symmetric: bool) -> tuple[Whole, dict]:
     }
 
 
-def test_any_way_of_appending_gives_what_was_appended(tmp_path):
+def test_columns_appended_in_any_pieces_are_read_back(tmp_path):
     whole, columns = everything(False)
     fingerprints = set()
     for k, cuts in enumerate([(0, N), (0, 0, 9, N)]):
@@ -95,7 +95,7 @@ def test_any_way_of_appending_gives_what_was_appended(tmp_path):
     assert len(fingerprints) == 1
 
 
-def test_a_file_says_the_oldest_version_that_knows_what_it_holds(tmp_path):
+def test_a_file_has_the_oldest_version_that_supports_its_content(tmp_path):
     whole, columns = everything(False)
     ints = np.arange(N) % 3
     for version, kept in (
@@ -127,14 +127,14 @@ def test_a_file_says_the_oldest_version_that_knows_what_it_holds(tmp_path):
         ({"edge_split": np.full(E, 4)}, "must lie in 0 .. 3"),
     ],
 )
-def test_what_does_not_belong_is_not_written(tmp_path, columns, words):
+def test_invalid_columns_are_not_written(tmp_path, columns, words):
     with pytest.raises(InputError) as caught:
         write(tmp_path / "g.h5", random_graph(N, E), **columns)
     assert words in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def spoil(path, name: str, values: np.ndarray, **options) -> None:
-    """Put another dataset in the place of one."""
+    """Replace a dataset by another."""
     with h5py.File(path, "r+") as file:
         if name in file:
             del file[name]
@@ -162,7 +162,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("name", "values", "words"), HOSTILE)
-def test_a_spoilt_file_is_refused_in_one_line(tmp_path, name, values, words):
+def test_an_invalid_graph_file_is_refused_in_one_line(tmp_path, name, values, words):
     path = write(tmp_path / "g.h5", *[everything(False)[0]], **everything(False)[1])
     spoil(path, name, values)
     with pytest.raises(InputError) as caught, GraphFile(path) as graph:
@@ -171,7 +171,7 @@ def test_a_spoilt_file_is_refused_in_one_line(tmp_path, name, values, words):
     assert words in message and str(path) in message and "\n" not in message
 
 
-def test_the_fingerprint_covers_them(tmp_path):
+def test_the_fingerprint_covers_edge_labels_and_node_arrays(tmp_path):
     whole, columns = everything(False)
     path = write(tmp_path / "g.h5", whole, **columns)
     for name in ("nodes/arrays/flat", "nodes/labels", "edges/labels", "edges/split"):
@@ -196,7 +196,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize(("name", "values", "words"), PARTS)
-def test_a_spoilt_partition_is_refused_in_one_line(parts, tmp_path, name, values, words):
+def test_an_invalid_partition_file_is_refused_in_one_line(parts, tmp_path, name, values, words):
     path = tmp_path / "p.h5"
     path.write_bytes(parts)
     if values is None:
@@ -211,7 +211,7 @@ def test_a_spoilt_partition_is_refused_in_one_line(parts, tmp_path, name, values
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> bytes:
-    """A partition file of two parts that holds everything."""
+    """A partition file of two parts with every kind of column."""
     folder = tmp_path_factory.mktemp("parts")
     whole, columns = everything(False)
     write(folder / "g.h5", whole, **columns)
@@ -221,7 +221,7 @@ def parts(tmp_path_factory) -> bytes:
 
 
 def forget(path, name: str) -> None:
-    """Take a dataset out of a part whose fingerprint, and the file's, say the rest is whole."""
+    """Remove a dataset from a part, with fingerprints of part and file that match the rest."""
     part = "/".join(name.split("/")[:2])
     with h5py.File(path, "r+") as file:
         gone = fingerprint(name, file[name][...])
@@ -246,7 +246,7 @@ def plain(value: object) -> int | str:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_they_reach_the_rank_that_has_the_node_or_the_edges_end(comm, shared_path, symmetric):
+def test_edge_labels_and_node_arrays_reach_the_owning_rank(comm, shared_path, symmetric):
     whole, columns = everything(symmetric)
     path, out = shared_path / "g.h5", shared_path / "p.h5"
     with agreed(comm, "write"):

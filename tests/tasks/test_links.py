@@ -1,4 +1,4 @@
-"""Link prediction over the ranks: draws, loss and ranks beside the same on one process."""
+"""Link prediction over the ranks: draws, loss and ranking compared with one process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.graphs import collect, distribute, local, random_graph
 pytestmark = pytest.mark.mpi
 WHOLE = random_graph(40, 150, seed=9)
 KEYS = WHOLE.target * 40 + WHOLE.source
-SPLIT = (KEYS % 7 % 4).astype(np.int8)  # parallel edges alike
+SPLIT = (KEYS % 7 % 4).astype(np.int8)  # parallel edges in the same way
 ORDER = np.lexsort((WHOLE.source, WHOLE.target))
 
 
@@ -41,7 +41,7 @@ def ids_of(graph, places: np.ndarray) -> np.ndarray:
 
 
 def all_draws(comm, graph, count: int, epoch: int) -> np.ndarray:
-    """Ids of the false targets of every edge, `[150, count]` in the order of target and source."""
+    """Return the negative targets of every edge, `[150, count]` by target and source."""
     edges = numbered(graph, *graph.derived(EdgeEnds()))
     false = false_targets(KnownEdges.of(graph), edges, count, seed=5, epoch=epoch)
     shares = comm.allgather((edges.number, ids_of(graph, false.reshape(-1)).reshape(-1, count)))
@@ -49,7 +49,7 @@ def all_draws(comm, graph, count: int, epoch: int) -> np.ndarray:
     return np.concatenate([ids for _, ids in shares])[np.argsort(numbers)]
 
 
-def test_draws_do_not_depend_on_the_ranks(comm):
+def test_negative_pairs_do_not_depend_on_the_ranks(comm):
     graph = split_graph(comm)
     drawn = all_draws(comm, graph, 4, epoch=3)
     source = WHOLE.source[ORDER]
@@ -59,7 +59,7 @@ def test_draws_do_not_depend_on_the_ranks(comm):
         assert (drawn[:, k] != source).all()
     assert drawn.min() == 0 and drawn.max() == 39
     assert (drawn != all_draws(comm, graph, 4, epoch=4)).any()
-    # The same whatever the ranks and the partition: compared with all nodes on rank 0.
+    # The same for any ranks and partition: compared with all nodes on rank 0.
     other = distribute(WHOLE, comm, np.zeros(40, np.int32))
     assert np.array_equal(all_draws(comm, other, 4, epoch=3), drawn)
 
@@ -104,7 +104,7 @@ def test_loss_and_metrics(comm, decoder):
     found = task.metrics(graph, own.detach(), task.targets(graph, "valid"), "valid")
     above, others = (s.detach().numpy() for s in scores(split == 2, all_draws(comm, full, 5, 0)))
     ranks = 0.5 * ((others > above[:, None]).sum(1) + (others >= above[:, None]).sum(1)) + 1
-    # A product is the same both ways round, but for rounding, which then decides between equals.
+    # A product is the same in both orders except for rounding, which decides between ties.
     near = {"rtol": 1e-6} if decoder == "dot" else {"atol": 5e-3}
     np.testing.assert_allclose(found["mrr"], (1 / ranks).mean(), **near)
     bar = np.sort(others.ravel())[-4]
@@ -115,7 +115,7 @@ def test_loss_and_metrics(comm, decoder):
     assert task.is_scored(graph, "valid")
 
 
-def test_what_is_written(comm):
+def test_predictions_of_links_are_those_held_out(comm):
     full = split_graph(comm)
     full = replace(full, original_ids=full.node_ids + 1000)
     task = LinkPrediction(6)
@@ -139,7 +139,7 @@ def test_what_is_written(comm):
     np.testing.assert_allclose(found[order], torch.sigmoid(dots).numpy(), rtol=1e-4)
 
 
-def test_what_a_checkpoint_says_of_it():
+def test_a_task_is_restored_from_its_stored_form():
     path = Path("last.h5")
     for task in (
         LinkPrediction(6, PairMLP(6, 1, product=True), metric="hits", hits_at=3),
@@ -163,7 +163,7 @@ def test_what_a_checkpoint_says_of_it():
             with pytest.raises(InputError, match="its task can't be"):
                 stored_task(task.stored() | {"width": 5} | large, path, known)
     own = LinkPrediction(6, torch.nn.Bilinear(6, 6, 1)).stored()
-    with pytest.raises(InputError, match=r"its decoder is known to the program alone"):
+    with pytest.raises(InputError, match=r"only the program that trained it knows its decoder"):
         stored_task(own, path)
 
 
@@ -174,5 +174,5 @@ def test_a_graph_with_hidden_edges_in_it_is_refused(comm):
     with pytest.raises(InputError, match=r"task\.prepare\(graph\)"):
         task.loss(full, x, task.targets(full, "train"))
     task.prepare(full)
-    with pytest.raises(InputError, match=r"without those of valid and test"):
+    with pytest.raises(InputError, match=r"without the validation and test edges"):
         task.loss(full, x, task.targets(full, "train"))

@@ -1,4 +1,4 @@
-"""Metrics over the ranks against scikit-learn's on one process."""
+"""Metrics over the ranks compared with scikit-learn's on one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.mpi
 
 
 def shares(comm, count: int, seed: int) -> np.ndarray:
-    """Rows of this rank, scattered; with three ranks or more, rank 1 has none."""
+    """Return this rank's scattered rows; with three ranks or more, rank 1 has none."""
     owner = np.random.default_rng(seed).integers(0, comm.size, count)
     if comm.size >= 3:
         owner[owner == 1] = 0
@@ -26,7 +26,7 @@ def shares(comm, count: int, seed: int) -> np.ndarray:
 
 
 def over_ranks(comm, function, *arrays: np.ndarray) -> float:
-    """`function` of this rank's share of the rows."""
+    """Return `function` of this rank's share of the rows."""
     mine = shares(comm, len(arrays[0]), 1)
     return function(comm, *(torch.from_numpy(array[mine]) for array in arrays))
 
@@ -38,7 +38,7 @@ def expected(function, *arguments, **options) -> float:
 
 
 @pytest.mark.parametrize("count, levels", [(0, 1), (1, 1), (2, 1), (7, 2), (300, 5), (300, 9999)])
-def test_areas(comm, count, levels):
+def test_areas_under_curves_equal_scikit_learns(comm, count, levels):
     rng = np.random.default_rng(count + levels)
     scores = rng.integers(0, levels, count).astype(np.float32)
     positive = rng.random(count) < 0.3
@@ -67,7 +67,7 @@ def test_no_rank_gets_all_of_equal_scores(comm):
 
 
 @pytest.mark.parametrize("count, highest", [(0, 4), (1, 4), (50, 1), (50, 4), (50, 6)])
-def test_classes(comm, count, highest):
+def test_metrics_of_classes_equal_scikit_learns(comm, count, highest):
     rng = np.random.default_rng(count)
     logits, labels = rng.normal(size=(count, 4)), rng.integers(0, highest, count)
     found = [over_ranks(comm, f, logits, labels) for f in (metrics.accuracy, metrics.class_f1)]
@@ -81,7 +81,7 @@ def test_classes(comm, count, highest):
     np.testing.assert_allclose(found, right)
 
 
-def test_several_labels_at_once(comm):
+def test_metrics_of_several_labels_equal_scikit_learns(comm):
     rng = np.random.default_rng(0)
     logits = rng.integers(-3, 4, (80, 5)).astype(np.float32)
     labels = rng.integers(0, 2, (80, 5)).astype(np.int8)
@@ -103,7 +103,7 @@ def test_several_labels_at_once(comm):
         np.testing.assert_allclose(found, np.mean(areas))
 
 
-def test_labels_without_a_one_or_unknown(comm):
+def test_labels_that_are_all_zero_or_unknown(comm):
     nothing = torch.full((3, 2), -1.0)
     for function in (metrics.micro_f1, metrics.macro_f1):
         assert function(comm, nothing, torch.zeros(3, 2, dtype=torch.int8)) == 0
@@ -112,7 +112,7 @@ def test_labels_without_a_one_or_unknown(comm):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 60])
 @pytest.mark.parametrize("width, case", [(None, ""), (3, "constant"), (3, "found")])
-def test_values(comm, count, width, case):
+def test_metrics_of_values_equal_scikit_learns(comm, count, width, case):
     rng = np.random.default_rng(count)
     shape = (count,) if width is None else (count, width)
     true, found = rng.normal(size=(2, *shape))
@@ -136,7 +136,7 @@ def test_values(comm, count, width, case):
     np.testing.assert_allclose(seen, right, rtol=1e-11)
 
 
-def test_unknown_values_are_left_out(comm):
+def test_unknown_values_are_ignored(comm):
     rng = np.random.default_rng(2)
     true, found = rng.normal(size=(2, 70, 3))
     true[rng.random((70, 3)) < 0.4] = np.nan
@@ -156,13 +156,13 @@ def test_unknown_values_are_left_out(comm):
 
 
 def ogb_ranks(true: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """As `ogb.linkproppred.Evaluator` ranks: half way between the best and the worst of ties."""
+    """Return ranks as `ogb.linkproppred.Evaluator` does: half way between best and worst tie."""
     above, level = ((f(false, true[:, None])).sum(1) for f in (np.greater, np.greater_equal))
     return 0.5 * (above + level) + 1
 
 
 @pytest.mark.parametrize("count, levels", [(0, 3), (1, 3), (40, 1), (40, 3), (40, 999)])
-def test_ranks_of_true_pairs(comm, count, levels):
+def test_mean_reciprocal_rank_of_true_pairs(comm, count, levels):
     rng = np.random.default_rng(count)
     true = rng.integers(0, levels, count).astype(np.float32)
     false = rng.integers(0, levels, (count, 6)).astype(np.float32)
@@ -172,7 +172,7 @@ def test_ranks_of_true_pairs(comm, count, levels):
 
 
 @pytest.mark.parametrize("false_count, levels", [(0, 3), (1, 3), (90, 1), (90, 3), (90, 999)])
-def test_hits(comm, false_count, levels):
+def test_hits_at_k(comm, false_count, levels):
     rng = np.random.default_rng(false_count)
     true = rng.integers(0, levels, 50).astype(np.float32)
     false = rng.integers(0, levels, false_count).astype(np.float32)
@@ -186,7 +186,7 @@ def test_hits(comm, false_count, levels):
 
 
 def test_a_nan_score_anywhere_leaves_every_metric_undefined(comm):
-    """On one rank alone: all of them say so."""
+    """A NaN on one rank makes the metric undefined on all."""
     scores, labels = torch.rand(6, 2), torch.tensor([[0, 1], [1, 0]] * 3, dtype=torch.int8)
     if comm.rank == 0:
         scores[2, 1] = torch.nan
@@ -199,6 +199,6 @@ def test_a_nan_score_anywhere_leaves_every_metric_undefined(comm):
         assert math.isnan(function(comm, scores, labels))
     for function in (metrics.accuracy, metrics.class_f1):
         assert math.isnan(function(comm, scores, labels[:, 1].long()))
-    labels[2, 1] = -1  # the label is not known: nothing is asked of this score
+    labels[2, 1] = -1  # the label is unknown, so this score is ignored
     for function in (auc, metrics.micro_f1, metrics.macro_f1):
         assert not math.isnan(function(comm, scores, labels))

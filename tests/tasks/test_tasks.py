@@ -1,4 +1,4 @@
-"""Losses and metrics of tasks over the ranks, beside torch's and scikit-learn's on all rows."""
+"""Losses and metrics of tasks over the ranks, compared with torch and scikit-learn on all rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TRAIN, VALID = WHOLE.split == 1, WHOLE.split == 2
 
 
 def answers(comm, values: np.ndarray, name: str = "labels", **arrays: np.ndarray):
-    """A part of `WHOLE` with these labels, or with them as a named array."""
+    """Return a part of `WHOLE` with these labels, or with them as a named array."""
     graph = distribute(WHOLE, comm)
     rows = local(graph, torch.from_numpy(values))
     nodes = {key: local(graph, torch.from_numpy(array)) for key, array in arrays.items()}
@@ -43,7 +43,7 @@ def answers(comm, values: np.ndarray, name: str = "labels", **arrays: np.ndarray
 
 
 def run(graph, task, output: np.ndarray, split: str = "valid"):
-    """Loss over the ranks, gradient of the output on all nodes, metrics of a split."""
+    """Return the loss over the ranks, the output's gradient on all nodes, metrics of a split."""
     own = local(graph, torch.from_numpy(output.astype(np.float32))).requires_grad_()
     rows = task.targets(graph, "train")
     share = task.loss(graph, own[rows], rows)
@@ -55,7 +55,7 @@ def run(graph, task, output: np.ndarray, split: str = "valid"):
 
 
 def check_loss(found, output: np.ndarray, reference) -> None:
-    """`reference` of all outputs gives the loss and, by autograd, the gradient."""
+    """Compare with the loss `reference` of all outputs and its gradient by autograd."""
     whole = torch.from_numpy(output.astype(np.float32)).requires_grad_()
     loss = reference(whole)
     loss.backward()
@@ -193,7 +193,7 @@ def test_values(comm, loss, width, weighted):
 
 
 def split_edges(comm, labels: np.ndarray, split: np.ndarray):
-    """A part of `WHOLE` whose edges have labels and a split, given in the order of the file."""
+    """Return a part of `WHOLE` whose edges have labels and a split, given in the file's order."""
     whole = replace(WHOLE, edge_features=np.arange(160, dtype=np.float32)[:, None])
     graph = distribute(whole, comm)
     from hpcgnn.sar.messages import edge_features
@@ -248,7 +248,7 @@ def test_edges(comm, kind):
         "edge-labels": lambda: ("f1", truth.f1_score(labels[valid], guess > 0, average="micro")),
     }[kind]()
     np.testing.assert_allclose(found[2][name], score, rtol=1e-5)
-    # What is written of them: every edge, numbered in the order of the file.
+    # Predictions are written for every edge, numbered in the order of the file.
     rows = task.pairs(graph, local(graph, torch.from_numpy(output.astype(np.float32))))
     order = np.lexsort((WHOLE.source, WHOLE.target))
     (written,) = (v for k, v in rows.rows.items() if k in ("values", "probabilities"))
@@ -262,8 +262,8 @@ def test_edges(comm, kind):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1, 0])
-def test_weights_of_nodes_that_are_none(comm, bad):
-    """A single one that is no weight, on whichever rank; or nothing but zeros."""
+def test_invalid_node_weights_are_refused(comm, bad):
+    """A single invalid weight on any rank, or only zeros."""
     weight = np.zeros(45, np.float32) if bad == 0 else np.ones(45, np.float32)
     weight[np.flatnonzero(TRAIN)[-1]] = bad
     graph = answers(comm, np.ones(45, np.float32), "speed", weight=weight)
@@ -272,8 +272,8 @@ def test_weights_of_nodes_that_are_none(comm, bad):
 
 
 @pytest.mark.parametrize("loss", ["mse", "huber"])
-def test_weights_of_nodes_of_any_size(comm, loss):
-    """Volumes that float32 holds, and whose product with an error it does not: the same mean."""
+def test_node_weights_of_any_scale(comm, loss):
+    """Weights that fit float32, but whose product with an error does not, give the same mean."""
     values = np.random.default_rng(3).normal(size=(2, 45)).astype(np.float32)
     shares = np.random.default_rng(4).uniform(0.5, 2, 45)
     output, found = torch.from_numpy(values[0])[:, None], []
@@ -288,8 +288,8 @@ def test_weights_of_nodes_of_any_size(comm, loss):
     assert found == pytest.approx([found[0]] * 3, rel=1e-5)
 
 
-def test_what_a_program_gives_is_checked_as_the_command_s(comm):
-    """Each at once, before a loss of nan, of 0 or of another kind is trained on."""
+def test_arguments_from_programs_are_checked_like_options(comm):
+    """Each is refused at once, before training on a loss of nan, 0 or another kind."""
     nan = math.nan
     for make, words in (
         (lambda: MultiClass(0), "num_outputs must be an integer of at least 1"),
@@ -297,7 +297,7 @@ def test_what_a_program_gives_is_checked_as_the_command_s(comm):
         (lambda: MultiClass(3, class_weights=(1, nan, 1)), "each 0 or from 1e-12 to 1e.12"),
         (lambda: MultiClass(3, class_weights="balanced"), "class_weights takes numbers"),
         (lambda: MultiClass(3, class_weights=2), "class_weights takes numbers"),
-        (lambda: MultiClass(3, label_smoothing=nan), "label_smoothing must be from 0 to 1"),
+        (lambda: MultiClass(3, label_smoothing=nan), r"label_smoothing must be in \[0, 1\]"),
         (lambda: MultiLabel(2, positive_weights=(-1,)), "positive_weights takes numbers"),
         (lambda: MultiLabel(2.0), "num_outputs must be an integer"),
         (lambda: Regression(1, huber_delta=nan), "huber_delta must be above 0"),
@@ -314,33 +314,45 @@ def test_what_a_program_gives_is_checked_as_the_command_s(comm):
     assert task.class_weights == (1.0, 2.0, 3.0)
     graph = answers(comm, WHOLE.labels)
     rows = task.targets(graph, "train")
-    with pytest.raises(InputError, match="have class 2, and the task 2 outputs"):
+    with pytest.raises(InputError, match="include class 2, but the task has 2 outputs"):
         MultiClass(2).check_targets(graph, rows)
     with pytest.raises(InputError, match="no training node has a label"):
         task.check_targets(graph, rows[:0])
-    with pytest.raises(InputError, match="are 0 for all classes of training"):
+    with pytest.raises(InputError, match="are 0 for all classes in training"):
         MultiClass(3, class_weights=(0, 0, 0)).check_targets(graph, rows)
 
 
-def test_what_the_page_shows_is_there():
+def test_the_names_on_the_page_exist():
     (code,) = (code for _, code in blocks("python", "docs/tasks.md"))
     exec(code, {})
 
 
-def test_what_does_not_fit_is_refused(comm):
+def test_mismatched_tasks_are_refused(comm):
     graph = answers(comm, WHOLE.labels)
     for metric, settings, words in (
         ("auc", {}, "--metric auc needs two classes"),
         ("mae", {}, "--metric mae doesn't fit classes: choose accuracy, f1"),
         ("auto", {"class_weights": "1,2"}, "class weights must be 3 numbers, one per class"),
-        ("auto", {"class_weights": "0,0,0"}, "--class-weights are 0 for all classes of training"),
+        ("auto", {"class_weights": "0,0,0"}, "--class-weights are 0 for all classes in training"),
         ("auto", {"positive_weights": "2"}, "--positive-weights is for --task labels or edge-l"),
-        ("auto", {"loss": "mae"}, "--loss is for --task values or edge-values, and this is cla"),
-        ("auto", {"node_weights": "w"}, "--node-weights is for --task values, and this is clas"),
-        ("auto", {"negatives": 2}, "--negatives is for --task links, and this is classes"),
-        ("auto", {"kind": "values", "label_smoothing": 0.1}, "and this is values: leave it out"),
+        (
+            "auto",
+            {"loss": "mae"},
+            "--loss is for --task values or edge-values, and this task is cla",
+        ),
+        (
+            "auto",
+            {"node_weights": "w"},
+            "--node-weights is for --task values, and this task is clas",
+        ),
+        ("auto", {"negatives": 2}, "--negatives is for --task links, and this task is classes"),
+        (
+            "auto",
+            {"kind": "values", "label_smoothing": 0.1},
+            "and this task is values: leave it out",
+        ),
         ("auto", {"kind": "links", "target": "speed"}, "--target is for --task classes or labels"),
-        ("auto", {"kind": "edge-values", "node_weights": "w"}, "and this is edge-values"),
+        ("auto", {"kind": "edge-values", "node_weights": "w"}, "and this task is edge-values"),
         ("auto", {"kind": "labels"}, "--task labels doesn't fit what is to be learned"),
         ("auto", {"target": "speed"}, "the graph has no array of this name: none"),
         ("auto", {"kind": "links"}, "--task links needs a split of the edges"),
@@ -349,7 +361,9 @@ def test_what_does_not_fit_is_refused(comm):
         with pytest.raises(InputError, match=words):
             find_task(graph, metric, TaskSettings(**settings))
     for wrong in ("1,-2", "1,1e38", "1,nan", "1,1e-45", ""):
-        with pytest.raises(InputError, match="takes none, balanced, or numbers with commas"):
+        with pytest.raises(
+            InputError, match="takes none, balanced, or numbers separated by commas"
+        ):
             TaskSettings(class_weights=wrong)
     far = answers(comm, WHOLE.labels, y=np.full(len(WHOLE.labels), 1 << 25))
     with pytest.raises(InputError, match=r"at most 16,777,216 classes .found 33554433"):

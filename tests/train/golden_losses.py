@@ -1,7 +1,7 @@
-"""Short runs whose losses are kept: a change not meant to change the mathematics keeps them.
+"""Short runs with recorded losses: a change not meant to change the mathematics keeps them.
 
-`mpiexec -n P python -m tests.train.golden_losses` runs them on P ranks and writes what it finds
-into `golden_losses.json`; do so for P = 1, 2, 3 after a change that is meant to.
+`mpiexec -n P python -m tests.train.golden_losses` runs them on P ranks and writes the results
+into `golden_losses.json`; run it for P = 1, 2, 3 after a change that is meant to change them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.graphs import distribute, local, random_graph
 
 TABLE = Path(__file__).with_suffix(".json")
 RANKS = (1, 2, 3)
-NUM_NODES, NUM_EDGES = 83, 300  # no multiple of anything
+NUM_NODES, NUM_EDGES = 83, 300  # not a multiple of anything
 COMMON = {
     "layers": 3,
     "hidden": 8,
@@ -36,7 +36,7 @@ COMMON = {
     "seed": 3,
 }
 
-# Name: (settings, the graph's arguments, how its features lie)
+# Name: (settings, the graph's arguments, form of its features)
 RUNS: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
     "gcn": ({"model": "gcn", "norm": "batch"}, {"weighted": True}, "dense"),
     "gcn wide": ({"model": "gcn", "mode": "oneshot", "weight_decay": 1e-3}, {}, "dense"),
@@ -58,7 +58,7 @@ RUNS: dict[str, tuple[dict[str, object], dict[str, object], str]] = {
 
 
 def machine() -> str:
-    """What the last bit depends on: the processor, our kernels' instruction set, torch."""
+    """Return what the last bit depends on: processor, our kernels' instruction set, torch."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     values = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
     processor = " ".join(values.get(key, "?") for key in ("model name", "cpu family", "model"))
@@ -66,7 +66,7 @@ def machine() -> str:
 
 
 def losses(name: str, comm: Communicator) -> list[float]:
-    """The losses of three epochs; collective."""
+    """Return the losses of three epochs. Collective."""
     settings, arguments, kind = RUNS[name]
     config = Config.of(**{**COMMON, **settings})  # type: ignore[arg-type]
     whole = random_graph(NUM_NODES, NUM_EDGES, seed=5, **arguments)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ BETWEEN = "+"
 
 
 def run(argv: list[str]) -> int:
-    """One command after the other; the status of the first that fails."""
+    """Run one command after the other; return the status of the first that fails."""
     while argv:
         end = argv.index(BETWEEN) if BETWEEN in argv else len(argv)
         if status := main(argv[:end]):

@@ -1,4 +1,4 @@
-"""Any settings on any graph: the same losses and scores on 1, 2 and 3 ranks, whatever is saved.
+"""Any settings on any graph: equal losses and scores on 1, 2 and 3 ranks, with any savings.
 
 Random settings and tiny random graphs, with isolated nodes, parts without nodes and parts without
 labels, train for three epochs. One job of three ranks does it all: rank 0 alone beside ranks 1 and
@@ -56,7 +56,7 @@ SAVING = {"mode": "sar"} | dict.fromkeys(list(PLAIN)[1:], True)
 
 
 class Draw:
-    """A graph, a configuration and where nodes lie, all by seed."""
+    """A graph, a configuration and the owners of nodes, all drawn by seed."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ class Draw:
         )
         if self.sparse:
             whole.features[self.rng.random(whole.features.shape) < 0.6] = 0
-        if self.chance(0.7):  # few targets, so that pruning finds something to leave out
+        if self.chance(0.7):  # few targets, so that there is something to prune
             whole.split[whole.split == 1] = 2
         whole.split[self.rng.integers(nodes)] = 1
         whole.labels[self.rng.random(nodes) < 0.1] = -1
@@ -132,7 +132,7 @@ class Draw:
         )
 
     def savings(self) -> list[tuple[int, dict[str, object]]]:
-        """Ranks and settings: none and all on one rank; some on two, the others on three."""
+        """Return ranks and settings: no or all savings on one rank, some on two and three."""
         some = {"mode": self.pick("sar", "sa", "oneshot")}
         others = {"mode": self.pick("sar", "sa", "oneshot")}
         for name in list(PLAIN)[1:]:
@@ -165,7 +165,7 @@ def train(
     buffer: int,
     folder: Path,
 ) -> dict[str, torch.Tensor]:
-    """Losses and scores of three epochs, and the logits after them by node id."""
+    """Return losses and scores of three epochs, and the final logits by node id."""
     graph: PartitionedGraph = distribute(draw.whole, comm, owner, halo_buffer=buffer)
     if draw.sparse:
         graph = replace(graph, features=made_sparse(graph.features))
@@ -185,7 +185,7 @@ def train(
 
 
 def runs(draw: Draw, worlds: dict[int, Communicator], folder: Path) -> dict[str, dict]:
-    """What this rank found, by number of ranks and settings; every rank makes all draws."""
+    """Return this rank's results by number of ranks and settings; every rank makes all draws."""
     found = {}
     for number, (ranks, saved) in enumerate(draw.savings()):
         owner, buffer = draw.owner(ranks), draw.pick(4096, 1 << 20)
@@ -197,7 +197,7 @@ def runs(draw: Draw, worlds: dict[int, Communicator], folder: Path) -> dict[str,
 
 @pytest.fixture
 def worlds(comm) -> Iterator[dict[int, Communicator]]:
-    """By size: rank 0 alone, or ranks 1 and 2 together; then all three."""
+    """Return communicators by size: rank 0 alone, or ranks 1 and 2; then all three."""
     if comm.size != 3:
         pytest.skip("needs 3 ranks, which make 1, 2 and 3")
     half = MPI.COMM_WORLD.Split(min(comm.rank, 1))
@@ -207,7 +207,7 @@ def worlds(comm) -> Iterator[dict[int, Communicator]]:
     part.close()
 
 
-def test_same_losses_and_scores(comm, worlds, shared_path):
+def test_random_settings_give_the_same_losses_and_scores(comm, worlds, shared_path):
     for seed in range(SEEDS):
         draw = Draw(seed)
         own = runs(draw, worlds, shared_path / str(seed))
@@ -230,7 +230,7 @@ def test_same_losses_and_scores(comm, worlds, shared_path):
                 )
 
 
-def test_every_model_and_every_saving_is_drawn():
+def test_the_random_settings_include_every_model_and_saving():
     free = {
         name
         for name, place in options().items()

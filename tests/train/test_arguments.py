@@ -1,4 +1,4 @@
-"""What a Python program gives in place of graphs, models, paths and settings is refused."""
+"""Wrong arguments of Python programs for graphs, models, paths and settings are refused."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tests.train.test_own_model import Alone, Values, make, part
 pytestmark = pytest.mark.mpi
 
 
-def test_what_a_trainer_is_given_is_refused_in_one_line(comm, shared_path):
-    """Whatever it is, before an epoch or at the first."""
+def test_wrong_arguments_of_trainer_are_refused_in_one_line(comm, shared_path):
+    """Before the first epoch, or in it."""
     for number, (given, words) in enumerate(
         (
             ({"model": Alone}, "model must be a torch.nn.Module .found 'the class Alone'"),
             ({"losses": 3}, r"losses must be a function of \(trainer, epoch\)"),
             ({"losses": lambda trainer, epoch: []}, "yielded no loss"),
-            ({"losses": lambda trainer, epoch: None}, "must yield this rank's shares"),
-            ({"losses": lambda trainer, epoch: torch.zeros(2)}, "must yield this rank's shares"),
+            ({"losses": lambda trainer, epoch: None}, "must yield this rank's share"),
+            ({"losses": lambda trainer, epoch: torch.zeros(2)}, "must yield this rank's share"),
             ({"optimizer": 3}, "optimizer must be one of torch.optim"),
             ({"scheduler": "cosine"}, "scheduler must be one of torch.optim.lr_scheduler"),
             ({"callbacks": 3}, "callbacks must be a list"),
@@ -45,11 +45,11 @@ def test_what_a_trainer_is_given_is_refused_in_one_line(comm, shared_path):
         make(comm, 3)
     trainer = make(comm, shared_path / "twice", epochs=1)
     trainer.run()
-    with pytest.raises(InputError, match="has run: to go on make another"):
+    with pytest.raises(InputError, match="has already run: to continue, make another"):
         trainer.run()
 
 
-def test_functions_of_the_package_name_what_they_are_given_instead(comm):
+def test_errors_name_the_type_that_was_given_instead(comm):
     graph, model = part(comm), Alone()
     for call, words in (
         (lambda: hpcgnn.load_partition(None), "path must be a path .found 'NoneType'"),

@@ -39,8 +39,8 @@ def test_options_override_toml_which_overrides_defaults(tmp_path):
     assert Config.from_json(config.to_json(), "x") == config
 
 
-def test_a_file_changes_what_it_names_of_a_former_run(tmp_path):
-    """And a run's config.json is such a file, which names all."""
+def test_a_file_changes_only_the_settings_it_names_of_an_earlier_run(tmp_path):
+    """A run's config.json is such a file too, which names all settings."""
     former = Config.of(model="gcn", hidden=32, lr=0.5)
     toml, whole = tmp_path / "some.toml", tmp_path / "config.json"
     toml.write_text("hidden = 16")
@@ -49,8 +49,8 @@ def test_a_file_changes_what_it_names_of_a_former_run(tmp_path):
     assert found == former.changed(hidden=16, layers=2)
     assert resolve(parse("--hidden", "16"), str(whole), Config()) == former.changed(hidden=16)
     whole.write_text("{")
-    assert "holds no settings" in refused("/dev/zero")
-    assert "is no JSON" in refused(str(whole))
+    assert "this is not a settings file" in refused("/dev/zero")
+    assert "is not JSON" in refused(str(whole))
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_a_file_changes_what_it_names_of_a_former_run(tmp_path):
         ("layers = 0", ["--layers must be at least 1", "0"]),
         ('model = "cnn"', ["--model must be one of", "gcn", "cnn"]),
         ('halo_buffer = "1 elephant"', ["not a size", "256MiB", "elephant"]),
-        ("hidden = ", ["run.toml", "is no TOML"]),
+        ("hidden = ", ["run.toml", "is not TOML"]),
     ],
 )
-def test_wrong_toml(tmp_path, text, words):
+def test_wrong_toml_is_refused(tmp_path, text, words):
     file = tmp_path / "run.toml"
     file.write_text(text)
     message = refused(str(file))
@@ -85,7 +85,7 @@ def test_wrong_toml(tmp_path, text, words):
         assert word in message
 
 
-def test_sections_of_toml_are_those_of_the_configuration(tmp_path):
+def test_toml_sections_match_the_configuration(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
         'epochs = 7\n[model]\nkind = "gat"\nhidden = 64\n[optimiser]\nweight-decay = 0.5\n'
@@ -107,13 +107,13 @@ def test_help_shows_the_options_of_a_section_together():
     assert "--model" in model and "--hidden" in model and "--lr" not in model and "--lr" in rest
 
 
-def test_unreadable_files(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     assert "can't be read" in refused(str(tmp_path / "missing.toml"))
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    assert "is no UTF-8" in refused(str(tmp_path / "binary.toml"))
+    assert "is not UTF-8" in refused(str(tmp_path / "binary.toml"))
 
 
-def test_settings_that_do_not_fit_together():
+def test_incompatible_settings_are_refused():
     assert "multiple of --heads 4" in refused(model="gat", hidden=30)
     assert Config.of(model="gcn", hidden=30).model.hidden == 30
 
@@ -128,7 +128,7 @@ NUMBERS = [name for name, place in options().items() if type(place.setting.defau
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_has_limits(name):
-    """Also against integers that Python won't print."""
+    """Also for integers that Python refuses to print."""
     for value in (1 << 70, -(1 << 70), 10**5000, -(10**5000)):
         message = refused(**{name: value})
         assert "--" + name.replace("_", "-") in message and len(message) < 150
@@ -143,7 +143,7 @@ def test_rates_that_overflow_are_refused():
     assert Config.of(schedule="step", step_size=1, gamma=0.5, epochs=10**9).optimiser.gamma == 0.5
 
 
-def test_endless_numbers_and_nesting_in_files(tmp_path):
+def test_huge_numbers_and_deep_nesting_in_files_are_refused(tmp_path):
     file = tmp_path / "run.toml"
     for text in ("hidden = " + "9" * 5000, "hidden = " + "[" * 100_000, "hidden = 0x" + "f" * 9000):
         file.write_text(text)
@@ -158,7 +158,7 @@ def test_stored_configurations_are_checked(text):
         Config.from_json(text, "file.h5")
 
 
-def test_sizes():
+def test_sizes_are_parsed():
     assert [parse_size(t) for t in ("4096", "64MiB", "1.5GB", "2k", "1 GiB", "7b")] == [
         4096,
         64 << 20,

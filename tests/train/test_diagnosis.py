@@ -1,4 +1,4 @@
-"""Numbers that stop being finite are followed to epoch, rank and layer."""
+"""Numbers that are not finite are traced to epoch, rank and layer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make(comm, folder, **changes: object) -> Trainer:
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-def test_layer_and_rank_of_the_first_nan(comm, shared_path, layer):
+def test_the_layer_and_rank_of_the_first_nan_are_named(comm, shared_path, layer):
     make(comm, shared_path, epochs=2).run()
     trainer, last = make(comm, shared_path), comm.size - 1
     if comm.rank == last:
@@ -39,11 +39,11 @@ def test_layer_and_rank_of_the_first_nan(comm, shared_path, layer):
     assert text.startswith(f"the loss is nan in epoch 3, first in layer {layer} (stack.convs.")
     assert text.endswith(f"; lower --lr; last good checkpoint: {checkpoint}")
     ranks = re.search(r" on ranks? ([\d, ]+)", text).group(1).split(", ")
-    assert str(last) in ranks or " more" in text  # four ranks are named at most
+    assert str(last) in ranks or " more" in text  # at most four ranks are named
 
 
 @pytest.mark.parametrize("model", [{"embedding": 3}, {}], ids=str)
-def test_a_gradient_is_stopped_before_it_is_used(comm, shared_path, model):
+def test_a_non_finite_gradient_is_reported_before_it_is_used(comm, shared_path, model):
     make(comm, shared_path, epochs=2, **model).run()
     trainer, last = make(comm, shared_path, **model), comm.size - 1
     first = next(iter(trainer.model.parameters()))

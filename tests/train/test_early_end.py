@@ -1,4 +1,4 @@
-"""Runs that end before their last epoch, and runs whose validation gives no score."""
+"""Runs that end before their last epoch, and runs without a validation score."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(
     features=None,
     **settings,
 ):
-    """Train with a rate of 0, so that no validation is better than the first."""
+    """Train with a learning rate of 0, so that no score is better than the first."""
     whole = random_graph(40, 160, seed=1)
     if not valid:
         whole.split[whole.split == 2] = 0
@@ -53,7 +53,7 @@ def train(
 
 def records(folder: Path) -> list[dict]:
     def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
+        raise AssertionError(f"{word} is not JSON")
 
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line, parse_constant=refuse) for line in lines]
@@ -66,11 +66,11 @@ def status(folder: Path) -> str:
 
 @pytest.mark.mpi
 def test_patience_counts_from_evaluation_to_evaluation(comm, shared_path, capsys):
-    """The first chance to stop is the second evaluation."""
+    """The run can stop at the second evaluation at the earliest."""
     trainer = train(comm, shared_path, patience=2, eval_every=4)
     assert (trainer.epoch, trainer.progress.best_epoch) == (8, 4)
     if comm.rank == 0:
-        assert "by --patience 2: no better validation for 4 epochs" in capsys.readouterr().out
+        assert "by --patience 2: no better validation score for 4 epochs" in capsys.readouterr().out
         assert status(shared_path).startswith("finished by --patience 2")
         checkpoints = shared_path / "checkpoints"
         assert files.read(checkpoints / "last.h5").epoch == 8
@@ -78,7 +78,7 @@ def test_patience_counts_from_evaluation_to_evaluation(comm, shared_path, capsys
 
 
 @pytest.mark.mpi
-def test_a_run_that_patience_ended_stays_ended(comm, shared_path, capsys):
+def test_a_run_ended_by_patience_is_not_continued(comm, shared_path, capsys):
     train(comm, shared_path, patience=2)
     newest = shared_path / "checkpoints" / "epoch-000003.h5"
     comm.barrier()
@@ -104,11 +104,11 @@ def test_patience_needs_validation(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_without_a_validation_score_the_last_is_kept(comm, shared_path, capsys):
+def test_without_a_validation_score_the_last_checkpoint_is_kept(comm, shared_path, capsys):
     train(comm, shared_path, valid=False, epochs=3)
     told = capsys.readouterr()
     if comm.rank == 0:
-        assert "note: no validation node has a label that can be scored" in told.err
+        assert "note: no validation node has a label to score" in told.err
         assert "there is no best.h5; last.h5 is the checkpoint of epoch 3" in told.out
         assert [record["valid"] for record in records(shared_path)] == [None] * 3
         assert all(record["train"] is not None for record in records(shared_path))
@@ -118,7 +118,7 @@ def test_without_a_validation_score_the_last_is_kept(comm, shared_path, capsys):
 
 
 @pytest.mark.mpi
-def test_a_loss_of_validation_needs_answers_there_and_no_metric(comm, shared_path):
+def test_a_validation_loss_needs_labels_but_no_metric(comm, shared_path):
     given = {"monitor": "valid_loss", "epochs": 3}
     trainer = train(comm, shared_path / "none", valid=False, **given)
     assert (trainer.progress.best, trainer.progress.best_epoch) == (None, 0)
@@ -127,17 +127,17 @@ def test_a_loss_of_validation_needs_answers_there_and_no_metric(comm, shared_pat
         assert not (shared_path / "none" / "checkpoints" / "best.h5").exists()
     with pytest.raises(InputError, match="nodes whose valid_loss is defined"):
         train(comm, shared_path / "x", valid=False, patience=2, **given)
-    # One class alone has no ROC AUC, and a loss.
+    # A single class has a loss but no ROC AUC.
     classes = {"changes": [("num_classes", 2)], "metric": "auc", "labels": 1}
     trainer = train(comm, shared_path / "auc", **classes, **given | {"patience": 1, "epochs": 9})
     assert (trainer.epoch, trainer.progress.best_epoch) == (2, 1)
     for task in (LinkPrediction(4), EdgeTask(MultiClass(3, "accuracy"), 4)):
-        with pytest.raises(InputError, match="valid_loss is for tasks on nodes: of edges and"):
+        with pytest.raises(InputError, match="valid_loss is for tasks on nodes: on edges and"):
             Monitor.of(TrainingSettings(monitor="valid_loss"), task)
 
 
 @pytest.mark.mpi
-def test_an_error_is_how_a_run_ended(comm, shared_path):
+def test_an_error_is_recorded_as_the_end_of_a_run(comm, shared_path):
     train(comm, shared_path, epochs=2)
     with pytest.raises(NumericalError):
         train(comm, shared_path, features=1e38, epochs=3, resume=True)
@@ -147,7 +147,7 @@ def test_an_error_is_how_a_run_ended(comm, shared_path):
     assert comm.rank or status(shared_path) == "finished"
 
 
-def test_only_scores_count():
+def test_epochs_without_a_score_do_not_count_for_patience():
     progress = Progress()
     assert not any(progress.note(epoch, None, None) for epoch in (5, 10))
     assert not progress.ran_out(1) and progress.best is None

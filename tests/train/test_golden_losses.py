@@ -1,4 +1,4 @@
-"""The losses that `golden_losses` keeps: the same bits on the machine they were recorded on."""
+"""The losses recorded by `golden_losses`: the same bits on the machine of the recording."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ELSEWHERE = {"sage bf16": 1e-2, "gatv2": 1e-5}
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_losses_are_as_they_were(comm, name):
+def test_losses_equal_the_recorded_ones(comm, name):
     if comm.size not in RANKS:
         pytest.skip(f"recorded for {RANKS} ranks")
     table = json.loads(TABLE.read_text())

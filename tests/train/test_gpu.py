@@ -177,7 +177,7 @@ ON_GPUS_ALONE = [  # the fake device is slow
 
 
 @machines("cases", fake=[CASES], only_real=[ON_GPUS_ALONE])
-def test_losses_are_those_of_the_cpu_on_any_number_of_ranks(machine, train, cases):
+def test_losses_equal_the_cpus_on_any_number_of_ranks(machine, train, cases):
     """Also through pinned memory, with features in host memory, and in less precision."""
     expected = train(0, *((options,) for options, _, _ in cases))
     for ranks in machine.ranks:
@@ -190,7 +190,7 @@ def test_losses_are_those_of_the_cpu_on_any_number_of_ranks(machine, train, case
             )
 
 
-def test_runs_are_resumed_to_the_bit(machine, train):
+def test_resumed_runs_give_the_same_bits(machine, train):
     options = f"{MODELS[0]} --checkpoint-every 2 --epochs {machine.epochs + 1}"
     whole, _, resumed = train(
         2, (options,), (options, "--epochs 2"), (options, "--resume"), folders=["a", "cut", "cut"]
@@ -198,7 +198,7 @@ def test_runs_are_resumed_to_the_bit(machine, train):
     assert losses(resumed) == losses(whole)
 
 
-def test_losses_are_those_of_staged_messages_to_the_bit(machine, train, tmp_path):
+def test_losses_equal_those_of_staged_messages_to_the_bit(machine, train, tmp_path):
     """By CUDA IPC, with halo buffers so small that a slot takes many messages."""
     options = MODELS[2], "--halo-buffer 16KiB --epochs 2"
     for ranks in [ranks for ranks in machine.ranks if ranks > 1]:
@@ -290,7 +290,7 @@ def test_the_profile_holds_kernels_and_messages(gpu, mpirun, tmp_path):
 
 
 @pytest.mark.gpu
-def test_too_little_memory_is_answered_with_numbers(gpu, comm, tmp_path):
+def test_too_little_memory_is_reported_with_numbers(gpu, comm, tmp_path):
     config = Config.of(model="gat", layers=3, hidden=512, heads=4, epochs=1)
     graph = open.place(distribute(random_graph(20_000, 100_000), comm), gpu, config)
     total = torch.cuda.get_device_properties(gpu).total_memory
@@ -322,7 +322,7 @@ def test_every_layer(machine, ranks):
 
 
 @pytest.mark.parametrize("machine", ["fake"], indirect=True)
-def test_an_epoch_makes_the_host_wait_twice_at_most(machine):
+def test_an_epoch_synchronises_with_the_host_at_most_twice(machine):
     """On 1, 2 and 3 ranks, on 3 in every mode; and a message of attention takes few launches."""
     done = machine.run(3, "tests.fake_device.synchronisations")
     assert done.returncode == 0, done.stderr[-2000:]

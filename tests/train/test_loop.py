@@ -47,7 +47,7 @@ def settings(**changes: object) -> Config:
 
 
 def run(whole, comm, folder, *, resume=False, owner=None, **changes):
-    """Train; the losses by epoch and all parameters that every rank holds."""
+    """Train; return the losses by epoch and all parameters that every rank holds."""
     graph = distribute(whole, comm, owner=owner, halo_buffer=4096)
     graph = replace(graph, graph_fingerprint="f" * 16)
     trainer = configured_trainer(graph, settings(**changes), folder, resume=resume)
@@ -61,7 +61,7 @@ def run(whole, comm, folder, *, resume=False, owner=None, **changes):
 
 
 def test_a_lack_of_memory_is_explained(comm, shared_path, monkeypatch):
-    """By the trainer itself, as the command does; also in the run directory."""
+    """By the trainer itself, as by the command; also recorded in the run directory."""
     graph = distribute(random_graph(30, 90), comm)
     trainer = configured_trainer(graph, settings(), shared_path)
 
@@ -75,7 +75,7 @@ def test_a_lack_of_memory_is_explained(comm, shared_path, monkeypatch):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A model of MODELS, its graph, and what training it gave on the ranks of these tests."""
+    """A model of MODELS, its graph, and the result of training it on the ranks of these tests."""
 
     model: dict[str, object]
     whole: Whole
@@ -90,7 +90,7 @@ def trained() -> dict[int, Undisturbed]:
 
 @pytest.fixture
 def undisturbed(comm, shared_path, trained) -> Callable[[int], Undisturbed]:
-    """`undisturbed(2)`: of MODELS[2], trained for the first test that asks."""
+    """Return `undisturbed(2)`: the run of MODELS[2], trained when first requested."""
 
     def train(number: int) -> Undisturbed:
         if number not in trained:
@@ -108,7 +108,9 @@ NUMBERS = pytest.mark.parametrize(
 
 
 @NUMBERS
-def test_curve_does_not_depend_on_ranks(comm, shared_path, tmp_path, undisturbed, number):
+def test_the_training_curve_does_not_depend_on_ranks(
+    comm, shared_path, tmp_path, undisturbed, number
+):
     known = undisturbed(number)
     expected, _ = run(known.whole, Communicator(MPI.COMM_SELF), tmp_path, **known.model)
     assert known.losses.keys() == expected.keys() == set(range(1, 10))
@@ -122,7 +124,7 @@ def test_curve_does_not_depend_on_ranks(comm, shared_path, tmp_path, undisturbed
 
 @NUMBERS
 def test_resumed_run_is_bit_identical(comm, shared_path, undisturbed, number):
-    """And so is one that is repeated: nothing but seeds decides."""
+    """So is a repeated run: only seeds decide."""
     known = undisturbed(number)
     cut, _ = run(known.whole, comm, shared_path, **known.model, epochs=6)
     assert list(cut.values()) == list(known.losses.values())[:6]
@@ -131,8 +133,8 @@ def test_resumed_run_is_bit_identical(comm, shared_path, undisturbed, number):
     assert torch.equal(known.parameters, same)
 
 
-def test_resume_on_one_rank(comm, shared_path, undisturbed):
-    """What P ranks saved goes on at one rank, within rounding."""
+def test_a_run_of_several_ranks_is_resumed_on_one(comm, shared_path, undisturbed):
+    """A checkpoint of P ranks is continued on one rank, within rounding."""
     known = undisturbed(3)
     run(known.whole, comm, shared_path, **known.model, epochs=6)
     if comm.rank == 0:
@@ -143,7 +145,7 @@ def test_resume_on_one_rank(comm, shared_path, undisturbed):
     comm.barrier()
 
 
-def test_damaged_newest_checkpoint_is_passed_over(comm, shared_path, undisturbed, capfd):
+def test_a_damaged_newest_checkpoint_is_skipped(comm, shared_path, undisturbed, capfd):
     known = undisturbed(0)
     run(known.whole, comm, shared_path, **known.model, epochs=6)
     if comm.rank == 0:
@@ -160,8 +162,8 @@ def test_damaged_newest_checkpoint_is_passed_over(comm, shared_path, undisturbed
 
 
 @pytest.mark.parametrize(("norm", "residual"), [("batch", True), ("graph", False)])
-def test_a_bias_before_a_norm_follows_no_rounding(comm, shared_path, tmp_path, norm, residual):
-    """Its gradient is 0 in theory, and Adam makes steps of any noise: 30 epochs, any ranks."""
+def test_a_bias_before_a_norm_does_not_drift(comm, shared_path, tmp_path, norm, residual):
+    """Its gradient is 0 in theory, and Adam turns any noise into steps: 30 epochs, any ranks."""
     whole = random_graph(60, 240, seed=1)
     given = {
         "norm": norm,
@@ -189,7 +191,7 @@ def test_another_model_or_graph_is_refused(comm, shared_path):
         configured_trainer(graph, settings(**MODELS[0]), shared_path / "a", resume=True)
 
 
-def test_no_labels_and_no_finite_loss_are_named(comm, shared_path):
+def test_missing_labels_and_non_finite_losses_are_reported(comm, shared_path):
     with pytest.raises(InputError, match="no training node"):
         run(random_graph(9, 20, unlabelled=True), comm, shared_path / "a")
     whole = random_graph(9, 20)
@@ -198,7 +200,7 @@ def test_no_labels_and_no_finite_loss_are_named(comm, shared_path):
         run(whole, comm, shared_path / "b", model="sage")
 
 
-def test_a_run_directory_that_disappeared_is_one_line(comm, shared_path):
+def test_a_deleted_run_directory_is_reported_in_one_line(comm, shared_path):
     folder = shared_path / "run"
     graph = distribute(random_graph(30, 90, seed=3), comm, halo_buffer=4096)
     graph = replace(graph, graph_fingerprint="f" * 16)
@@ -214,7 +216,7 @@ def test_a_run_directory_that_disappeared_is_one_line(comm, shared_path):
         trainer.run()
 
 
-def test_sharded_rows_that_can_t_be_written_are_an_error_on_all_ranks(comm, shared_path):
+def test_unwritable_sharded_rows_are_an_error_on_all_ranks(comm, shared_path):
     arrays, sharded = {"model/w": np.ones(3, np.float32)}, {"ids": np.arange(2)}
     found = Checkpoint(1, Config(), "f" * 16, 1, {"best": None}, arrays, sharded)
     with pytest.raises(OutputError, match="absent: no such folder"):
@@ -224,7 +226,7 @@ def test_sharded_rows_that_can_t_be_written_are_an_error_on_all_ranks(comm, shar
     assert [entry.name for entry in shared_path.iterdir()] == ["c.h5"]
 
 
-def test_sharded_checkpoints_are_tried_again_by_all_ranks(comm, shared_path, monkeypatch):
+def test_sharded_checkpoints_are_retried_by_all_ranks(comm, shared_path, monkeypatch):
     def checkpoint(epoch: int) -> Checkpoint:
         sharded = {"ids": np.array([comm.rank]), "model.e": np.ones((1, 2), np.float32)}
         arrays = {"model/w": np.ones(3, np.float32)} if comm.rank == 0 else {}
@@ -237,7 +239,7 @@ def test_sharded_checkpoints_are_tried_again_by_all_ranks(comm, shared_path, mon
 
     store = CheckpointStore(shared_path, comm, keep=2)
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "publish", refuse)  # only rank 0 comes to it
+        patch.setattr(atomic, "publish", refuse)  # only rank 0 reaches it
         store.save(checkpoint(3), best=True)
     assert "no space" in store.failure()
     store.save(checkpoint(5))

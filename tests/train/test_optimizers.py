@@ -1,4 +1,4 @@
-"""The optimizers of the settings: torch's own numbers to the bit, without torch's compiler."""
+"""The built-in optimizers: the same bits as torch's, without loading torch's compiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD
 
 
 def trained(kind: type, **settings: float) -> list[torch.Tensor]:
-    """Parameters after some steps, with a scheduler and a state that was stored and loaded."""
+    """Return the parameters after some steps, with a scheduler and a restored state."""
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(50, 7)) for _ in range(3)]
     optimizer = kind(parameters, lr=0.01, **settings)
@@ -34,7 +34,7 @@ def trained(kind: type, **settings: float) -> list[torch.Tensor]:
         (PlainSGD, torch.optim.SGD, {"momentum": 0.9}),
     ],
 )
-def test_they_are_those_of_torch(ours, theirs, settings):
+def test_optimizers_equal_torchs(ours, theirs, settings):
     for found, expected in zip(trained(ours, **settings), trained(theirs, **settings), strict=True):
         assert torch.equal(found, expected)
 

@@ -1,4 +1,4 @@
-"""Predictions on graphs that a model wasn't trained on: only what it reads is asked for."""
+"""Predictions on other graphs than the training graph: only inputs of the model are needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = {"model": "sage", "layers": 2, "hidden": 4, "epochs": 2, "seed": 3}
 
 @pytest.fixture
 def trained(comm, shared_path):
-    """`trained(labels_as_input=0.5)`: checkpoint file and checkpoint of a run on `WHOLE`."""
+    """Return `trained(labels_as_input=0.5)`: path and content of a checkpoint, run on `WHOLE`."""
 
     def train(**settings):
         graph = distribute(WHOLE, comm)
@@ -40,7 +40,7 @@ def trained(comm, shared_path):
 
 
 def predict(comm, trained, *, whole=WHOLE, smooth=False, **changes):
-    """Probabilities of all nodes on an unknown graph, and the scores."""
+    """Return the probabilities of all nodes of an unknown graph, and the scores."""
     path, checkpoint = trained
     graph = replace(distribute(whole, comm), **changes)
     found = Predictor(graph, checkpoint, path, any_graph=True).run(smooth=smooth)
@@ -56,7 +56,7 @@ CASES = {
 }
 
 
-def test_labels_are_not_asked_for(comm, trained):
+def test_predicting_on_another_graph_needs_no_labels(comm, trained):
     found = trained()
     expected, scores = predict(comm, found)
     assert expected.shape == (40, 3) and scores.keys() == {"train", "valid", "test"}
@@ -74,7 +74,7 @@ def test_labels_are_not_asked_for(comm, trained):
     assert larger.shape == (70, 3)
 
 
-def test_what_reads_labels_says_so(comm, trained):
+def test_models_that_read_labels_require_them(comm, trained):
     found = trained(labels_as_input=0.5)
     expected, _ = predict(comm, found)
     hidden = replace(WHOLE, labels=np.where(WHOLE.split == 1, WHOLE.labels, 7))
@@ -84,17 +84,17 @@ def test_what_reads_labels_says_so(comm, trained):
     foreign = replace(WHOLE, labels=np.where(WHOLE.split == 1, 7, WHOLE.labels))
     reader = "a model trained with --labels-as-input reads the labels of training nodes"
     for whole, changes, words in (
-        (WHOLE, BARE, "and this graph has none"),
-        (untold, {}, "and this graph has none"),
+        (WHOLE, BARE, "but this graph has none"),
+        (untold, {}, "but this graph has none"),
         (foreign, {}, r"which must be classes of the model: 0 .. 2 \(found 7\)"),
     ):
         with pytest.raises(InputError, match=f"{reader}, {words}"):
             predict(comm, found, whole=whole, **changes)
 
 
-def test_smoothing_reads_labels(comm, trained):
+def test_smoothing_uses_training_labels(comm, trained):
     found = trained()
-    with pytest.raises(InputError, match=r"--correct-and-smooth reads .* and this graph has none"):
+    with pytest.raises(InputError, match=r"--correct-and-smooth reads .* but this graph has none"):
         predict(comm, found, smooth=True, **BARE)
     path, checkpoint = found
     older = path, replace(checkpoint, task={})
@@ -106,7 +106,7 @@ def test_smoothing_reads_labels(comm, trained):
 
 
 @pytest.mark.parametrize("slab", [64 << 20, 200])
-def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch, slab):
+def test_the_suffix_selects_the_format(comm, shared_path, trained, monkeypatch, slab):
     monkeypatch.setattr("hpcgnn.train.prediction_writing.SLAB_BYTES", slab)
     path, checkpoint = trained()
     graph = distribute(WHOLE, comm)
@@ -135,6 +135,6 @@ def test_the_ending_says_what_is_written(comm, shared_path, trained, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["p", "p.txt", "p.h5.gz", "csv"])
-def test_other_endings_are_refused(name):
+def test_other_suffixes_are_refused(name):
     with pytest.raises(InputError, match=r"-o must end in \.h5, \.parquet, \.csv or \.npz"):
         check_ending(Path(name))

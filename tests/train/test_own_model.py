@@ -1,4 +1,4 @@
-"""A model, an optimizer and a task of the user's: what `train` gives, they have too."""
+"""The user's own model, optimizer and task get all that `train` offers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def part(comm: Communicator, mode: str = "sar"):
 
 
 class Net(torch.nn.Module):
-    """Learned rows beside the features, torch's own normalisation and dropout, a frozen weight."""
+    """A model with learned rows besides features, torch's norm and dropout, a frozen weight."""
 
     def __init__(self, graph, dropout: float = 0.0, width: int = 3) -> None:
         super().__init__()
@@ -92,10 +92,10 @@ class Counter:
 
 
 def train(comm, folder, *, kind="plateau", dropout=0.0, mode="sar", **given):
-    """Records by epoch, and all numbers that every rank holds; weights differ at first."""
+    """Return records by epoch and all numbers of every rank; weights differ at first."""
     graph = part(comm, mode)
     torch.manual_seed(comm.rank + given.get("epochs", 8))
-    width = 0 if kind == "adafactor" else 3  # which keeps something of all rows together
+    width = 0 if kind == "adafactor" else 3  # which keeps state over all rows together
     model = hpcgnn.convert_norms(Net(graph, dropout, width), graph)
     if comm.rank == 0:  # the only weights that count, whatever the seed was
         with torch.random.fork_rng():
@@ -129,7 +129,7 @@ def train(comm, folder, *, kind="plateau", dropout=0.0, mode="sar", **given):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_any_optimizer_and_scheduler_resume_to_the_bit(comm, shared_path, kind):
+def test_any_optimizer_and_scheduler_resume_with_the_same_bits(comm, shared_path, kind):
     records, numbers, whole = train(comm, shared_path / "a", kind=kind, dropout=0.3)
     assert len(records) == 8 and records[-1][-1] == 8
     train(comm, shared_path / "b", kind=kind, dropout=0.3, epochs=3)
@@ -140,7 +140,7 @@ def test_any_optimizer_and_scheduler_resume_to_the_bit(comm, shared_path, kind):
     assert rates == [group["lr"] for group in resumed.optimizer.param_groups]
 
 
-def test_other_ranks_go_on_with_it(comm, shared_path):
+def test_a_run_is_resumed_on_another_number_of_ranks(comm, shared_path):
     records, _, _ = train(comm, shared_path / "a")
     train(comm, shared_path / "b", epochs=3)
     if comm.rank == 0:
@@ -149,7 +149,7 @@ def test_other_ranks_go_on_with_it(comm, shared_path):
     comm.barrier()
 
 
-def test_modes_change_nothing(comm, shared_path):
+def test_modes_give_the_same_losses(comm, shared_path):
     losses = [
         [r[0] for r in train(comm, shared_path / mode, mode=mode, epochs=4)[0]]
         for mode in ("sar", "sa", "oneshot")
@@ -157,8 +157,8 @@ def test_modes_change_nothing(comm, shared_path):
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, atol=1e-5)
 
 
-def test_part_of_the_ranks_trains_beside_the_others(comm, shared_path):
-    """Each of two halves has a communicator of mpi4py's."""
+def test_groups_of_ranks_train_separately(comm, shared_path):
+    """Each of two halves of the ranks has its own mpi4py communicator."""
     half = MPI.COMM_WORLD.Split(comm.rank % 2)
     own = Communicator.of(half)
     folder = shared_path / str(comm.rank % 2)
@@ -167,7 +167,7 @@ def test_part_of_the_ranks_trains_beside_the_others(comm, shared_path):
     comm.barrier()
 
 
-def test_predictions_are_of_the_average(comm, shared_path):
+def test_predictions_use_the_averaged_weights(comm, shared_path):
     _, _, trainer = train(comm, shared_path, epochs=3)
     graph = part(comm)
     model = hpcgnn.convert_norms(Net(graph), graph)
@@ -184,7 +184,7 @@ def test_predictions_are_of_the_average(comm, shared_path):
 
 
 def test_gradients_are_clipped_by_the_norm_over_all_ranks(comm):
-    """Against torch's own on one process; learned rows of all ranks count, replicated ones once."""
+    """Compared with torch on one process; learned rows of all ranks count, replicated ones once."""
     rng = np.random.default_rng(0)
     rows, shared = rng.normal(size=(40, 3)), rng.normal(size=(4, 2))
     expected = [torch.nn.Parameter(torch.zeros(a.shape)) for a in (rows, shared)]
@@ -199,7 +199,7 @@ def test_gradients_are_clipped_by_the_norm_over_all_ranks(comm):
     torch.testing.assert_close(own[1].grad, expected[1].grad)
 
 
-def test_converted_norms_are_those_of_one_process(comm):
+def test_converted_norms_equal_those_of_one_process(comm):
     rows = torch.from_numpy(np.random.default_rng(1).normal(2, 3, (40, 5))).float()
     weights = torch.from_numpy(np.random.default_rng(2).normal(size=(40, 5))).float()
     graph, alone = part(comm), torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.ReLU())
@@ -225,7 +225,7 @@ def test_converted_norms_are_those_of_one_process(comm):
 
 
 class Values:
-    """A task that is a plain object: a number per node, by mean squared error."""
+    """A task that is a plain object: one number per node, with mean squared error."""
 
     metric, larger_is_better = "rmse", False
 
@@ -235,7 +235,7 @@ class Values:
 
     def loss(self, graph, output, rows):
         if len(rows) == 0:
-            return torch.tensor(0.0)  # of no output, on a rank without targets
+            return torch.tensor(0.0)  # of an empty output, on a rank without targets
         wanted = graph.features[rows, 0]
         return ((output[:, 0] - wanted) ** 2).sum() / 10
 
@@ -266,7 +266,7 @@ def make(comm, folder, model=None, task=None, **given):
     )
 
 
-def test_a_task_of_three_methods(comm, shared_path, tmp_path, capsys):
+def test_a_task_with_only_three_methods(comm, shared_path, tmp_path, capsys):
     curves = []
     for one, folder in ((comm, shared_path), (Communicator(MPI.COMM_SELF), tmp_path)):
         trainer = make(one, folder, epochs=5)
@@ -302,12 +302,12 @@ def test_early_stopping_on_any_metric_in_either_direction(comm, shared_path):
         assert (trainer.epoch, trainer.progress.best_epoch) == (3, 1)
     with pytest.raises(InputError, match="--monitor count needs --better larger or"):
         make(comm, shared_path / "x", monitor="count")
-    with pytest.raises(InputError, match="no metric of the task, which has rmse, count, loss"):
+    with pytest.raises(InputError, match="not a metric of the task, which has rmse, count, loss"):
         make(comm, shared_path / "y", monitor="speed", better="larger").run()
 
 
 def test_several_losses_add_up(comm, shared_path):
-    """Two halves of the loss, each from a pass of its own, are the loss."""
+    """Two halves of the loss, each from its own pass, add up to the loss."""
 
     def halves(trainer, epoch):
         yield 0.5 * trainer.loss(trainer.output())
@@ -327,7 +327,7 @@ def test_several_losses_add_up(comm, shared_path):
     torch.testing.assert_close(one, two)
 
 
-def test_what_can_t_be_trained_is_named(comm, shared_path):
+def test_untrainable_models_are_refused_by_name(comm, shared_path):
     pyg = pytest.importorskip("torch_geometric.nn")
     frozen = Alone().requires_grad_(False)
     lazy = torch.nn.Sequential(torch.nn.LazyLinear(3))
@@ -340,20 +340,23 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
     foreign = torch.nn.Sequential(pyg.SAGEConv(5, 3))
     other = torch.optim.Adam(Alone().parameters())
     cases = [
-        ({"model": frozen}, "has no parameter to be trained"),
+        ({"model": frozen}, "has no parameter to train"),
         ({"model": lazy}, "0.weight has no shape yet"),
-        ({"model": loose}, "the model's scale asks for a gradient but is no parameter"),
-        ({"model": listed}, "the model's layers asks for .* a torch.nn.ModuleList"),
-        ({"model": half}, r"conv.* can't be kept in a checkpoint: of type torch.bfloat16"),
+        (
+            {"model": loose},
+            "the model's scale requires a gradient but is not a registered parameter",
+        ),
+        ({"model": listed}, "the model's layers requires .* a torch.nn.ModuleList"),
+        ({"model": half}, r"conv.* can't be kept in a checkpoint: its type is torch.bfloat16"),
         ({"model": compiled}, "0 is compiled by torch.compile, which can't"),
         ({"model": foreign}, "the model's 0 is PyTorch .* import SAGEConv from hpcgnn.nn.pyg"),
-        ({"optimizer": other}, "the optimizer has parameters that are not of the"),
-        ({"optimizer": torch.optim.LBFGS}, "LBFGS asks for the loss several times"),
+        ({"optimizer": other}, "the optimizer has parameters that belong neither to the"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS evaluates the loss several times"),
         (
             {"optimizer": torch.optim.SGD, "lr": 0.1},
             "lr, weight_decay and schedule are for",
         ),
-        ({"task": object()}, "task object has no method targets"),
+        ({"task": object()}, "task object lacks the method targets"),
         ({"speed": 3}, "Trainer has no setting speed"),
         ({"patience": -1}, "--patience must be at least 0"),
         ({"callbacks": [3]}, "a callback must be a function"),
@@ -377,14 +380,17 @@ def test_what_can_t_be_trained_is_named(comm, shared_path):
 
 def test_training_without_gradients_is_refused(comm, shared_path):
     trainer = make(comm, shared_path)
-    with torch.no_grad(), pytest.raises(InputError, match="gradients are switched off around"):
+    with (
+        torch.no_grad(),
+        pytest.raises(InputError, match="training was called under torch"),
+    ):
         trainer.run()
 
 
 def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):
     graph = part(comm)
     model = hpcgnn.convert_norms(Net(graph), graph)
-    with pytest.raises(InputError, match=r"Adafactor takes all rows of a rank's learned rows tog"):
+    with pytest.raises(InputError, match="combines the learned rows of a rank in its update"):
         hpcgnn.Trainer(
             graph, model, find_task(graph), optimizer=torch.optim.Adafactor, run_dir=shared_path
         )
@@ -393,7 +399,9 @@ def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):
     optimizer.state[rows] = {"by_row": torch.zeros(len(rows), 1), "number": torch.zeros(())}
     check_rows(optimizer)
     optimizer.state[rows]["of_columns"] = torch.zeros(len(rows) + 1, 3)
-    with pytest.raises(InputError, match="SGD takes of_columns of a rank's learned rows together"):
+    with pytest.raises(
+        InputError, match="combines the learned rows of a rank in its state of_columns"
+    ):
         check_rows(optimizer)
 
 
@@ -405,7 +413,7 @@ def test_the_module_of_the_first_nan_is_named(comm, shared_path):
         trainer.run()
 
 
-def test_signals_and_callbacks_stop_it(comm, shared_path):
+def test_signals_and_callbacks_stop_training(comm, shared_path):
     stop = StopRequest()
     stop.reason = "SIGUSR1" if comm.rank == comm.size - 1 else ""
     assert make(comm, shared_path / "a", stop=stop).run() is False
@@ -423,14 +431,16 @@ def test_signals_and_callbacks_stop_it(comm, shared_path):
         make(comm, shared_path / "b")
 
 
-def test_states_of_other_kinds_are_refused(comm, shared_path):
+def test_states_of_unsupported_types_are_refused(comm, shared_path):
     train(comm, shared_path, epochs=2)
     if comm.rank == 0:
         path = shared_path / "checkpoints" / "epoch-000002.h5"
         found = files.read(path)
         assert found.state["rate"]["scheduler"] and found.state["callbacks"]
     comm.barrier()
-    with pytest.raises(InputError, match=r"its state of optimizer.* can't be used|is of another"):
+    with pytest.raises(
+        InputError, match=r"its state of optimizer.* can't be used|belongs to another"
+    ):
         train(comm, shared_path, kind="momentum", resume=True)
 
 
@@ -444,7 +454,7 @@ class Masked(torch.nn.Module):
         return self.dropout(graph, self.first(graph, x))
 
 
-def test_without_a_seed_all_ranks_draw_the_masks_of_the_first(comm, shared_path):
+def test_without_a_seed_all_ranks_use_rank_0s_dropout_masks(comm, shared_path):
     graph = part(comm)
     torch.manual_seed(comm.rank)
     model = Masked()

@@ -13,7 +13,7 @@ from hpcgnn.train.run_directory import held, write_config
 
 
 @pytest.mark.mpi
-def test_one_job_at_a_time(comm, shared_path):
+def test_only_one_job_at_a_time_uses_a_run_directory(comm, shared_path):
     run_dir = shared_path / "new" / "run"
     with held(run_dir, comm):
         comm.barrier()
@@ -32,7 +32,7 @@ def test_one_job_at_a_time(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_the_configuration_is_replaced_or_left(comm, shared_path):
+def test_config_json_is_replaced_as_a_whole_or_not_at_all(comm, shared_path):
     for hidden in (7, 9):
         write_config(shared_path, comm, Config.of(hidden=hidden))
         assert json.loads((shared_path / "config.json").read_text())["hidden"] == hidden
@@ -57,8 +57,8 @@ def test_the_configuration_is_replaced_or_left(comm, shared_path):
         ("rank-00000.json", "{}", "was not written by a run of hpcgnn"),
     ],
 )
-def test_files_of_somebody_else_are_left(comm, shared_path, name, text, words):
-    """None: a pipe, which nobody waits for."""
+def test_files_written_by_others_are_not_replaced(comm, shared_path, name, text, words):
+    """None stands for a pipe, which must not block."""
     path = shared_path / ("profile" if name.startswith("rank-") else "") / name
     if comm.rank == 0:
         path.parent.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def test_files_of_somebody_else_are_left(comm, shared_path, name, text, words):
 
 
 @pytest.mark.mpi
-def test_files_of_a_run_are_known(comm, shared_path):
+def test_files_of_a_run_are_recognised(comm, shared_path):
     write_config(shared_path, comm, Config())
     for text in ("", '{"epoch": 1, "lo', '{"epoch": 1, "loss": 1.5, "epoch_seconds": 2.0}\n'):
         if comm.rank == 0:
@@ -99,7 +99,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 
 @pytest.mark.mpi
-def test_a_folder_in_place_of_a_mark_is_refused(comm, shared_path):
+def test_a_folder_in_place_of_a_marker_file_is_refused(comm, shared_path):
     path = shared_path / "REQUEUE"
     if comm.rank == 0:
         path.mkdir()
@@ -113,7 +113,7 @@ def test_a_folder_in_place_of_a_mark_is_refused(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_a_directory_that_cannot_be_made_is_refused_on_all_ranks(comm, shared_path):
+def test_a_run_directory_that_cannot_be_created_is_refused_on_all_ranks(comm, shared_path):
     if comm.rank == 0:
         (shared_path / "file").write_text("")
     comm.barrier()

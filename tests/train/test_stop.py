@@ -1,4 +1,4 @@
-"""When training stops: by signals, and by the time limit whatever is done to the clock."""
+"""Stopping training: by signals, and by the time limit even if the clock is set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpcgnn.train.stop import StopRequest, TimeLimit, slurm_end_time
 
 
 @pytest.mark.parametrize("step", [-86_400, 86_400])
-def test_a_clock_that_is_set_changes_nothing(step, monkeypatch):
+def test_setting_the_clock_changes_nothing(step, monkeypatch):
     asked = []
 
     def end_time() -> float:
@@ -32,20 +32,20 @@ def test_a_clock_that_is_set_changes_nothing(step, monkeypatch):
 
 
 @pytest.mark.parametrize(("job", "end"), [("²", "1"), ("", ""), ("x", "1")])
-def test_variables_that_make_no_sense(job, end, monkeypatch):
+def test_malformed_variables_are_ignored(job, end, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", job)
     monkeypatch.setenv("SLURM_JOB_END_TIME", end)
     assert slurm_end_time() is None
 
 
-def test_an_end_that_is_no_number(monkeypatch):
+def test_a_malformed_end_time_is_ignored(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "²")
     assert slurm_end_time() is None
 
 
-def test_ctrl_c_asks_to_stop_and_a_second_press_ends_it(monkeypatch, capfd):
+def test_ctrl_c_requests_a_stop_and_a_second_press_ends_the_run(monkeypatch, capfd):
     clock = [100.0]
     monkeypatch.setattr(stop.time, "monotonic", lambda: clock[0])
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -64,7 +64,7 @@ def test_ctrl_c_asks_to_stop_and_a_second_press_ends_it(monkeypatch, capfd):
 
 
 def _without_launcher(monkeypatch):
-    """Nobody sends a press twice: the second one counts, however soon."""
+    """Without a launcher no press is sent twice: the second one counts, however soon."""
     for names in launcher._LAUNCHERS:
         for name in names:
             monkeypatch.delenv(name, raising=False)
@@ -74,8 +74,8 @@ def _without_launcher(monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_two_presses_amid_one_call_of_a_library_count_as_two(monkeypatch):
-    """Python's own handler is called once for both, when the call is over."""
+def test_two_presses_during_one_library_call_count_as_two(monkeypatch):
+    """Python's handler is called only once for both, after the call."""
     for name in {name for names in launcher._LAUNCHERS for name in names}:
         monkeypatch.delenv(name, raising=False)
     twice = f"sleep 0.1; kill -INT {os.getpid()}; sleep 0.1; kill -INT {os.getpid()}"
@@ -85,7 +85,7 @@ def test_two_presses_amid_one_call_of_a_library_count_as_two(monkeypatch):
             pressing = subprocess.Popen(["sh", "-c", twice])
             pressing_ends = time.monotonic() + 20
             while pressing.poll() is None and time.monotonic() < pressing_ends:
-                sum(range(20_000_000))  # asks for no signals
+                sum(range(20_000_000))  # requests no signals
     finally:
         pressing.wait()
         signal.signal(signal.SIGINT, former)
@@ -101,13 +101,13 @@ def _press_twice(clock):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_the_end_of_processor_time_asks_to_stop():
+def test_the_cpu_time_limit_requests_a_stop():
     with StopRequest() as asked:
         os.kill(os.getpid(), signal.SIGXCPU)
         assert asked.reason == "SIGXCPU"
 
 
-def test_a_closed_terminal_asks_to_stop_and_under_nohup_does_not():
+def test_a_closed_terminal_requests_a_stop_except_under_nohup():
     former = signal.getsignal(signal.SIGHUP)
     try:
         for handler, reason in ((signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, "")):
@@ -120,7 +120,7 @@ def test_a_closed_terminal_asks_to_stop_and_under_nohup_does_not():
         signal.signal(signal.SIGHUP, former)
 
 
-def test_signals_are_heard_where_no_more_files_can_be_opened(monkeypatch):
+def test_signals_are_handled_when_no_more_files_can_be_opened(monkeypatch):
     def full() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 

@@ -1,4 +1,4 @@
-"""What is measured of an epoch, and the lines a person reads."""
+"""Measurements of an epoch, and the lines that are shown."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def path(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
-def test_what_a_full_disk_refused_is_written_once_it_is_free(path, capfd):
+def test_records_lost_to_a_full_disk_are_written_once_there_is_space(path, capfd):
     journal = Journal(path, 0)
-    journal.write(record(1, more="x" * 4000))  # the messages captured below are files, too
+    journal.write(record(1, more="x" * 4000))  # captured messages are files too
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
     try:
@@ -54,14 +54,14 @@ def test_what_a_full_disk_refused_is_written_once_it_is_free(path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_journal_without_fault_is_left_alone(path):
+def test_an_intact_journal_is_not_rewritten(path):
     path.write_text(text(record(1), record(2)))
     before = path.stat().st_ino
     Journal(path, 2).write(record(3))
     assert path.stat().st_ino == before and epochs(path) == [1, 2, 3]
 
 
-def test_damage_is_dropped_and_told(path, capfd):
+def test_damaged_lines_are_dropped_and_reported(path, capfd):
     torn = '{"epoch": 5, "lo'
     bad = '{"epoch": true}\n' + "[" * 99_999 + "\n" + '{"epoch": -1}\n[2]\n\xff\n'
     path.write_text(text(record(1), record(2), record(2, loss=7.0), record(4)) + bad + torn)
@@ -69,18 +69,18 @@ def test_damage_is_dropped_and_told(path, capfd):
     assert epochs(path) == [1, 2, 4, 7]
     assert json.loads(path.read_text().splitlines()[1])["loss"] == 7.0
     err = capfd.readouterr().err
-    assert "6 lines are torn or no records" in err and "no record of epoch 3, 5-6" in err
+    assert "6 lines were cut off or are not records" in err and "no record of epoch 3, 5-6" in err
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_a_journal_that_has_gone_is_told(path, capfd, content):
+def test_a_missing_journal_is_reported(path, capfd, content):
     if content is not None:
         path.write_text(content)
     Journal(path, 6).write(record(7))
     assert epochs(path) == [7] and "no record of epoch 1-6" in capfd.readouterr().err
 
 
-def test_a_journal_without_a_record_is_not_emptied_beside_a_checkpoint(path):
+def test_a_journal_without_records_is_not_emptied_if_a_checkpoint_exists(path):
     path.write_bytes(text(*map(record, range(1, 7))).replace("\n", "\r").encode())
     before = path.read_bytes()
     with pytest.raises(InputError, match="holds no record of an epoch"):
@@ -90,7 +90,7 @@ def test_a_journal_without_a_record_is_not_emptied_beside_a_checkpoint(path):
 
 def test_later_epochs_are_dropped_where_they_are_trained_again(path):
     path.write_text(text(*map(record, range(1, 7))))
-    with pytest.raises(InputError, match=r"of 6 epochs, of which those after 2 would be lost"):
+    with pytest.raises(InputError, match=r"records 6 epochs, of which those after 2 would be lost"):
         Journal(path, 2, until=5)
     assert epochs(path) == [1, 2, 3, 4, 5, 6]
     Journal(path, 2, until=6)
@@ -113,15 +113,15 @@ def test_only_a_run_that_ended_before_its_first_checkpoint_starts_again(path, ca
         config.write_text(json.dumps(settings)) if settings else config.unlink()
         if again:
             Journal(path, 0)
-            assert epochs(path) == [] and "starts again at epoch 1" in capfd.readouterr().err
+            assert epochs(path) == [] and "starting again at epoch 1" in capfd.readouterr().err
             continue
-        with pytest.raises(InputError, match="of 3 epochs, but no checkpoint is left"):
+        with pytest.raises(InputError, match="records 3 epochs, but no checkpoint is left"):
             Journal(path, 0)
         assert epochs(path) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "sparse", "foreign"])
-def test_what_is_no_journal_is_refused_at_once(path, kind):
+def test_irregular_journals_are_refused_without_blocking(path, kind):
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "endless":
@@ -137,7 +137,7 @@ def test_what_is_no_journal_is_refused_at_once(path, kind):
         Journal(path, 0)
 
 
-def test_gaps():
+def test_gaps_between_epochs():
     assert gaps([], 0) == gaps([1, 2], 2) == ""
     assert gaps([], 1 << 40) == f"1-{1 << 40}"
     assert gaps([2, 4, 6, 8, 10, 12, 14], 14) == "1, 3, 5, 7, 9 and 2 more"
@@ -189,7 +189,7 @@ def test_a_line_fits_a_terminal_and_percent_is_for_shares(metric, more, shown):
     assert stream.getvalue() == shown + "\n" and len(shown) <= 80
 
 
-def test_what_is_no_terminal_gets_the_time_of_day():
+def test_output_that_is_not_a_terminal_gets_the_time_of_day():
     texts = {}
     for stream in (Terminal(), io.StringIO()):
         reporter = Reporter(3, "accuracy", stream=stream)
@@ -201,13 +201,13 @@ def test_what_is_no_terminal_gets_the_time_of_day():
     assert re.fullmatch(r"\d\d:\d\d:\d\d", time) and line == texts[Terminal]
 
 
-def test_what_is_said_is_shown_and_not_obeyed():
+def test_control_characters_in_messages_are_escaped():
     stream = io.StringIO()
-    Reporter(3, "accuracy", stream=stream).say("to go on: train --resume runs/\x1b[2Ka")
-    assert stream.getvalue() == "to go on: train --resume runs/\\x1b[2Ka\n"
+    Reporter(3, "accuracy", stream=stream).say("to continue: train --resume runs/\x1b[2Ka")
+    assert stream.getvalue() == "to continue: train --resume runs/\\x1b[2Ka\n"
 
 
-def test_all_nothing_and_json():
+def test_the_display_modes_all_nothing_and_json():
     texts = {}
     for show in ("all", "nothing", "json"):
         stream = io.StringIO()

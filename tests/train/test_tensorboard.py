@@ -1,4 +1,4 @@
-"""What `--log tensorboard` writes, read back by TensorBoard itself where it is there."""
+"""The output of `--log tensorboard`, read back by TensorBoard itself where it is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.graphs import distribute, random_graph
 pytestmark = pytest.mark.mpi
 
 
-def test_numbers_of_a_record_by_name():
+def test_numbers_of_a_record_are_logged_by_name():
     record = {
         "epoch": 3,
         "loss": 0.5,
@@ -43,7 +43,7 @@ def test_a_missing_package_is_named(monkeypatch):
         tensorboard.TensorBoard()
 
 
-def test_curves_are_those_of_the_run(comm, shared_path):
+def test_curves_match_the_run(comm, shared_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     graph = replace(distribute(random_graph(40, 160, seed=1), comm), graph_fingerprint="f" * 16)
     model, task = hpcgnn.nn.SAGEConv(5, 3), hpcgnn.tasks.find_task(graph)

@@ -1,4 +1,4 @@
-"""Weights to PyTorch Geometric's models and back: the same outputs, the same numbers to the bit."""
+"""Weights exported to PyTorch Geometric's models and back: same outputs, same bits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def graph_data() -> data_of_pyg.Data:
 
 
 class Relational(torch.nn.Module):
-    """Two layers of PyTorch Geometric's, which has no model of them."""
+    """Two layers of PyTorch Geometric, which has no such model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,9 @@ def trained(mpirun, partition: Path, run: Path, model: str, *options: object) ->
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_model_of_pytorch_geometric_says_the_same(mpirun, partition, tmp_path, model):
+def test_the_model_in_pytorch_geometric_gives_the_same_predictions(
+    mpirun, partition, tmp_path, model
+):
     run = trained(mpirun, partition, tmp_path / "run", model, *TRAIN, "--epochs", 3)
     out = tmp_path / "w.safetensors"
     done = mpirun(0, "export", run, out)
@@ -137,7 +139,7 @@ def test_a_run_may_start_from_a_file(mpirun, partition, tmp_path, ending):
     archive = tmp_path / "mine.pt"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("mine", "of no model")
-    refused(mpirun(0, "export", run, archive, "--force"), "is no weights file of hpcgnn")
+    refused(mpirun(0, "export", run, archive, "--force"), "is not a weights file of hpcgnn")
     refused(mpirun(0, "export", run, tmp_path / "w.bin"), "must end in .safetensors or .pt")
 
 
@@ -166,7 +168,7 @@ def test_names_that_differ_are_listed(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_each_rank_takes_the_embeddings_of_its_nodes(comm, shared_path):
+def test_each_rank_loads_the_embeddings_of_its_nodes(comm, shared_path):
     graph, model = fresh(comm, kind="sage", layers=2, hidden=8, embedding=5)
     rows, path = (
         torch.randn(23, 5, generator=torch.Generator().manual_seed(1)),
@@ -180,8 +182,8 @@ def test_each_rank_takes_the_embeddings_of_its_nodes(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_averages_are_exported_also_of_embeddings(comm, shared_path):
-    """The very numbers that predictions are made of, whichever ranks hold the rows."""
+def test_averages_are_exported_for_embeddings_too(comm, shared_path):
+    """They are the numbers that predictions use, whichever ranks hold the rows."""
     graph = replace(distribute(random_graph(23, 60, width=F), comm), graph_fingerprint="f" * 16)
     run = {"run_dir": shared_path, "epochs": 3, "lr": 0.1, "ema": 0.5}
     settings = ModelSettings(kind="sage", layers=2, hidden=8, embedding=5)
@@ -283,8 +285,8 @@ FORGED = {
     "list": "must hold tensors by name",
     "sparse": "must hold plain",
     "meta": "must hold plain",
-    "nothing": "nothing that fits",
-    "huge": "nothing that fits",
+    "nothing": "no parameter that fits",
+    "huge": "no parameter that fits",
     "not finite": "is not finite",
     "header": "can't be read",
     "offsets": "can't be read",
@@ -293,7 +295,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_hostile_files_are_refused_in_one_line(comm, tmp_path, capfd, kind):
+def test_malicious_files_are_refused_in_one_line(comm, tmp_path, capfd, kind):
     path = tmp_path / ("w.safetensors" if kind in ("header", "offsets") else "w.pt")
     forged(path, kind)
     graph, model = fresh(comm, kind="gcn", layers=2, hidden=8)

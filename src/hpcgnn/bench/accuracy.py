@@ -47,7 +47,7 @@ class Race:
             if score is not None
         ]
         if not scored:
-            return cls(name, problem="it scored nothing")
+            return cls(name, problem="it reported no scores")
         reached = next((entry for entry in scored if entry[2] >= target), None)
         curve = tuple((end, score) for _, end, score in scored)
         best = max(score for _, score in curve)

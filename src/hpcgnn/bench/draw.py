@@ -68,7 +68,7 @@ def epochs(content: dict[str, Any]) -> Figure:
         colours,
     )
     right.set_yticklabels([])
-    right.set_xlabel("GB of the whole job at most, above imports")
+    right.set_xlabel("peak GB of the whole job, above imports")
     return figure
 
 
@@ -86,7 +86,7 @@ def ring(content: dict[str, Any]) -> Figure:
     left.set_ylim(bottom=0)
     left.legend(frameon=False, fontsize=8)
     right.plot(sizes, [100 * lane["overlap"] for lane in lanes], marker="o", color=OURS)
-    right.set_ylabel("% of the shorter of messages and work hidden")
+    right.set_ylabel("% hidden of the shorter of messages and work")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xlabel("KiB of a message")
@@ -123,7 +123,7 @@ def accuracy(content: dict[str, Any]) -> Figure:
             shown = [100 * score for score in scores]
             axes.plot(seconds, shown, marker=".", color=colour, label=race["name"])
     axes.axhline(100 * content["target"], color="black", linestyle="--", linewidth=1)
-    axes.set_xlabel("seconds of training, evaluations left out")
+    axes.set_xlabel("seconds of training, without evaluations")
     axes.set_ylabel("validation accuracy, %")
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -122,7 +122,7 @@ def standings(found: dict[str, list[Training]]) -> list[Standing]:
 
 def _split(row: Standing) -> str:
     parts = ", ".join(f"{name} {seconds(value)}" for name, value in row.parts.items())
-    return f"{row.name}: {parts} (the last three lie within the first two)"
+    return f"{row.name}: {parts} (the last three are parts of the first two)"
 
 
 def _named(name: str, training: Training) -> str:
@@ -164,7 +164,7 @@ class EpochReport:
     @property
     def _where(self) -> str:
         if self.settings.device == "cuda":
-            return "on a GPU; peak of the memory there, of all ranks"
+            return "on a GPU; peak memory there over all ranks"
         threads = f"peers with {self.settings.threads} threads"
         return f"{threads}; peak of the whole job, above imports"
 
@@ -215,9 +215,9 @@ def compare_epochs(
     if all(row.seconds is None for row in rows[: len(settings.layouts)]):
         raise HpcgnnError(f"bench: {rows[0].name}: {rows[0].problem}")
     if peers is None:
-        notes.append("no peers: name the Python of an environment that has some with --peers")
+        notes.append("no peers: give the Python of an environment with peers by --peers")
     elif all(row.seconds is None for row in rows[len(settings.layouts) :]):
-        notes.append("no peer could train: env/peers.sh makes an environment that has them")
+        notes.append("no peer could train: env/peers.sh makes an environment with peers")
     device = torch.device(settings.device)
     floor = measure_floor(graph_size, shape, settings.threads, device)
     if device.type == "cuda":

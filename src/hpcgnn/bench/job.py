@@ -83,7 +83,7 @@ def launcher() -> list[str]:
     beside = Path(sys.executable).with_name("mpiexec")
     found = str(beside) if beside.exists() else system.find_program("mpiexec")
     if found is None:
-        raise InputError("no mpiexec found, which the ranks are started with: pip install mpich")
+        raise InputError("no mpiexec found to start the ranks with: pip install mpich")
     return [found, "-n"]
 
 
@@ -136,7 +136,9 @@ def answer(ended: Ended) -> dict[str, Any]:
     with suppress(ValueError, RecursionError, IndexError):
         value = json.loads(ended.output.strip().splitlines()[-1])
     return (
-        value if isinstance(value, dict) else {"problem": "its answer is no JSON object of results"}
+        value
+        if isinstance(value, dict)
+        else {"problem": "its answer is not a JSON object of results"}
     )
 
 
@@ -197,5 +199,5 @@ def _last_words(status: int, text: str) -> str:
     said = (errors or lines or [""])[-1].removeprefix("hpcgnn: error: ")[:_LONGEST]
     if status < 0:
         name = signal.Signals(-status).name
-        return "killed, as for lack of memory" if name == "SIGKILL" else f"ended by {name}"
+        return "killed, probably for lack of memory" if name == "SIGKILL" else f"ended by {name}"
     return said or f"ended with status {status}"

@@ -73,7 +73,7 @@ class Outputs:
 
     def _check_former(self, path: Path) -> None:
         if not self.force:
-            raise InputError("exists already: choose another name, or say --force", file=path)
+            raise InputError("exists already: choose another name, or use --force", file=path)
         if not (_is_measured(path) if path == self.json else _is_drawn(path)):
             raise InputError(
                 "exists and was not written by hpcgnn bench, so --force doesn't replace it: "

@@ -194,7 +194,9 @@ def size_of(graph: Path) -> GraphSize:
             raise InputError(f"bench takes graphs with {' and '.join(found)}", file=graph)
         if found := [name for name, has in more.items() if has]:
             text = " and ".join(found)
-            raise InputError(f"bench takes graphs without {text}: peers would not", file=graph)
+            raise InputError(
+                f"bench takes graphs without {text}, which the peers would ignore", file=graph
+            )
         return GraphSize(file.num_nodes, file.num_edges, file.num_features, file.num_classes)
 
 

@@ -75,7 +75,8 @@ class RingReport:
             f"{self.ranks} ranks, transport {self.transport}; rates of bytes into a rank, "
             f"{_MESSAGES} messages to each other rank",
             *in_columns(head, rows),
-            "hidden: how much of the shorter of exchange and work cost no time beside the other",
+            "hidden: the share of the shorter of exchange and work that took no extra time when "
+            "both ran together",
         ]
 
     def as_json(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class ScaleReport:
             *in_columns(HEAD, [step.cells() for step in self.steps]),
         ]
         if any(step.layout.processors > self.cores for step in self.steps):
-            lines.append(f"this machine has {self.cores} cores, which ideals take into account")
+            lines.append(f"this machine has {self.cores} cores, which the ideal takes into account")
         return lines
 
     def as_json(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def compare(
         if taken[-1].seconds
     }
     if ours not in medians:
-        raise InputError("bench: memory was not enough for this size", value=operation)
+        raise InputError("bench: not enough memory for this size", value=operation)
     return [
         Row(
             operation,

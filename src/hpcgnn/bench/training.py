@@ -111,7 +111,7 @@ def read_run(run: Path, output: str) -> Training:
     records = [line.record for line in journal.lines(run / "metrics.jsonl") if line.record]
     peaks = _PEAKS.search(output)
     if not records or peaks is None:
-        return Training(problem="its run tells nothing")
+        return Training(problem="its run wrote no results")
     total = float(peaks[5]) * _UNITS[peaks[6]]
     return Training(
         seconds=[record["epoch_seconds"] - record["evaluate_seconds"] for record in records],
@@ -189,10 +189,10 @@ def read_answer(answer: dict[str, Any]) -> Training:
         release = str(answer["release"])
     except (KeyError, TypeError, ValueError) as error:
         return Training(
-            problem=f"its answer is no JSON object of results ({json.dumps(str(error))[:80]})"
+            problem=f"its answer is not a JSON object of results ({json.dumps(str(error))[:80]})"
         )
     if not seconds or len(seconds) != len(losses):
-        return Training(problem="its answer is no JSON object of results: no epochs")
+        return Training(problem="its answer is not a JSON object of results: no epochs")
     return Training(
         seconds, losses, peak_bytes=peak, rank_bytes=peak, scores=scores, release=release
     )

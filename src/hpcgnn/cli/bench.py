@@ -30,18 +30,18 @@ _MOST = 1 << 31
 _RING_SECONDS = 600.0
 _KERNELS = {
     "nodes": (170_000, "nodes of the power-law graph"),
-    "edges": (2_500_000, "its stored edges"),
-    "width": (128, "width of the sums"),
+    "edges": (2_500_000, "stored edges of that graph"),
+    "width": (128, "width of the rows that are summed"),
     "heads": (4, "attention heads"),
-    "channels": (32, "channels of a head"),
-    "repeat": (5, "repetitions in each of the turns that implementations take; medians are shown"),
+    "channels": (32, "channels per head"),
+    "repeat": (5, "repetitions per round of all implementations; medians are shown"),
     "threads": (1, "threads"),
 }
 _GRAPH = {
-    "nodes": (20_000, "of a generated graph"),
-    "features": (128, "its features per node"),
-    "classes": (40, "its classes"),
-    "seed": (0, "of the graph and the weights"),
+    "nodes": (20_000, "nodes of the generated graph"),
+    "features": (128, "features per node of the generated graph"),
+    "classes": (40, "classes of the generated graph"),
+    "seed": (0, "seed of the graph and the weights"),
 }
 _MODEL = {
     "layers": (3, "convolutions"),
@@ -51,10 +51,10 @@ _MODEL = {
 _RING = {"repeat": (5, "repetitions; medians are shown")}
 _RACE = {"epochs": (30, "epochs at most")}
 _EPOCH = {
-    "epochs": (3, "epochs that count, in each turn"),
+    "epochs": (3, "measured epochs per round"),
     "turns": (
         2,
-        "rounds of trainings, each in its own process; every other round in reverse order",
+        "rounds, each training in its own process; every other round in reverse order",
     ),
 }
 
@@ -89,43 +89,66 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
         "--json",
         type=file_name,
         metavar="FILE",
-        help="what was found, as JSON; -: in place of the table",
+        help="write the results as JSON; -: to standard output instead of the table",
     )
     parser.add_argument(
-        "--plot", type=file_name, metavar="FILE.svg|png|pdf", help="a drawing of it"
+        "--plot", type=file_name, metavar="FILE.svg|png|pdf", help="plot the results"
     )
-    parser.add_argument("--force", action="store_true", help="replace former files of these names")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
 
 
 def _add_problem(parser: argparse.ArgumentParser, ranks: str) -> None:
     parser.add_argument(
-        "graph", type=Path, nargs="?", metavar="GRAPH.h5", help="default: one is generated"
+        "graph",
+        type=Path,
+        nargs="?",
+        metavar="GRAPH.h5",
+        help="graph to train on (default: one is generated)",
     )
     _add_numbers(parser, _GRAPH)
     parser.add_argument(
-        "--degree", type=float, default=31.0, metavar="D", help="its mean in-edges per node (31)"
+        "--degree",
+        type=float,
+        default=31.0,
+        metavar="D",
+        help="mean in-edges per node of the generated graph (31)",
     )
     parser.add_argument("--model", choices=("sage", "gcn", "gat", "gatv2"), default="sage")
     _add_numbers(parser, _MODEL)
-    parser.add_argument("--lr", type=float, default=0.01, metavar="X", help="Adam's rate (0.01)")
+    parser.add_argument(
+        "--lr", type=float, default=0.01, metavar="X", help="Adam's learning rate (0.01)"
+    )
     parser.add_argument(
         "--ranks",
         nargs="+",
         default=ranks.split(),
         metavar="PxT",
-        help=f"ranks x threads of each run of ours ({ranks})",
+        help=f"ranks x threads of each hpcgnn run ({ranks})",
     )
     parser.add_argument(
-        "--options", default="", metavar="TEXT", help="more for `hpcgnn train`: '--mode sa'"
+        "--options",
+        default="",
+        metavar="TEXT",
+        help="further options for `hpcgnn train`, such as '--mode sa'",
     )
     parser.add_argument(
-        "--work", type=Path, metavar="FOLDER", help="keeps graph and partitions for the next time"
+        "--work",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the graph and its partitions here for later runs",
     )
     parser.add_argument(
-        "--most-memory", default="", metavar="SIZE", help="of a job; above it, it is ended"
+        "--most-memory",
+        default="",
+        metavar="SIZE",
+        help="memory limit of a job, which is ended above it",
     )
     parser.add_argument(
-        "--most-seconds", type=float, default=1800.0, metavar="S", help="of a job (1800)"
+        "--most-seconds",
+        type=float,
+        default=1800.0,
+        metavar="S",
+        help="time limit of a job in seconds (1800)",
     )
     _add_outputs(parser)
 
@@ -136,7 +159,8 @@ def _add_peers(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         type=Path,
         metavar="PYTHON",
         default=Path(sys.executable),
-        help="of an environment with DGL and PyTorch Geometric, see env/peers.sh (default: this)",
+        help="Python of an environment with DGL and PyTorch Geometric, see env/peers.sh (default: "
+        "this one)",
     )
     parser.add_argument(
         "--with",
@@ -145,13 +169,13 @@ def _add_peers(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         choices=names,
         default=names,
         metavar="PEER",
-        help=f"which of them ({', '.join(names)})",
+        help=f"peers to measure ({', '.join(names)})",
     )
     _add_no_peers(parser)
 
 
 def _add_no_peers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    parser.add_argument("--no-peers", action="store_true", help="measure hpcgnn only")
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -163,14 +187,17 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
 
 def _add_ring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ranks", default="2x1", metavar="PxT", help="to start here, without mpiexec (2x1)"
+        "--ranks",
+        default="2x1",
+        metavar="PxT",
+        help="ranks x threads to start if not under mpiexec (2x1)",
     )
     parser.add_argument(
         "--sizes",
         nargs="+",
         default=["64KiB", "1MiB", "16MiB"],
         metavar="SIZE",
-        help="of messages (64KiB 1MiB 16MiB)",
+        help="message sizes (64KiB 1MiB 16MiB)",
     )
     _add_numbers(parser, _RING)
     _add_outputs(parser)
@@ -180,7 +207,7 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
     _add_problem(parser, "1x1 2x1")
     _add_numbers(parser, _EPOCH)
     parser.add_argument(
-        "--weak", action="store_true", help="as many nodes for each rank as the first step has"
+        "--weak", action="store_true", help="keep the number of nodes per rank constant"
     )
 
 
@@ -188,7 +215,7 @@ def _add_accuracy(parser: argparse.ArgumentParser) -> None:
     _add_problem(parser, "2x1")
     _add_numbers(parser, _RACE)
     parser.add_argument(
-        "--target", type=float, default=0.8, metavar="A", help="validation accuracy (0.8)"
+        "--target", type=float, default=0.8, metavar="A", help="validation accuracy to reach (0.8)"
     )
     _add_peers(parser, ("PyG NeighborLoader", "DGL NeighborSampler"))
 
@@ -197,7 +224,10 @@ def _add_epoch(parser: argparse.ArgumentParser) -> None:
     _add_problem(parser, f"2x1 1x{min(2, os.cpu_count() or 1)}")
     _add_numbers(parser, _EPOCH)
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="of ours and of peers (cpu)"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="device of hpcgnn and of the peers (cpu)",
     )
     _add_peers(parser, ("DGL", "PyG CSR", "PyG edge_index"))
 
@@ -370,7 +400,8 @@ def _peers(args: argparse.Namespace) -> Environment | None:
         return None
     if not args.peers.is_file():
         raise InputError(
-            "is no Python: env/peers.sh makes an environment of peers", file=args.peers
+            "is not a Python interpreter: env/peers.sh makes an environment with peers",
+            file=args.peers,
         )
     return Environment(args.peers.absolute(), tuple(args.names))
 
@@ -378,10 +409,22 @@ def _peers(args: argparse.Namespace) -> Environment | None:
 Adding = Callable[[argparse.ArgumentParser], None]
 Running = Callable[[argparse.Namespace, "Communicator"], None]
 WHATS: dict[str, tuple[str, Adding, Running]] = {
-    "kernels": ("neighbour sums and attention beside those of peers", _add_kernels, _kernels),
-    "ring": ("messages between ranks beside MPI's own, and beside work", _add_ring, _ring),
-    "scale": ("epochs on more and more ranks, the ideal beside them", _add_scale, _scale),
-    "accuracy": ("seconds to an accuracy beside training on samples", _add_accuracy, _accuracy),
-    "epoch": ("an epoch of training beside every peer that is installed", _add_epoch, _epoch),
+    "kernels": ("neighbour sums and attention, compared with peers", _add_kernels, _kernels),
+    "ring": (
+        "messages between ranks, compared with plain MPI and overlapped with work",
+        _add_ring,
+        _ring,
+    ),
+    "scale": (
+        "epochs on increasing numbers of ranks, compared with ideal scaling",
+        _add_scale,
+        _scale,
+    ),
+    "accuracy": (
+        "seconds to a given accuracy, compared with sampled training",
+        _add_accuracy,
+        _accuracy,
+    ),
+    "epoch": ("an epoch of training, compared with every installed peer", _add_epoch, _epoch),
     "machine": (bench_machine.HELP, bench_machine.add_arguments, bench_machine.run),
 }

@@ -25,12 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=file_name,
         required=True,
         metavar="FILE.toml",
-        help="where it is written",
+        help="file to write",
     )
-    parser.add_argument("--name", default="", metavar="TEXT", help="default: the host's name")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each rank (1)")
+    parser.add_argument(
+        "--name", default="", metavar="TEXT", help="name of the machine (default: the host's name)"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads per rank (1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--force", action="store_true", help="replace a former file of that name")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> None:
@@ -67,18 +69,18 @@ def _check(path: Path, *, force: bool) -> None:
     if path.suffix != ".toml":
         raise InputError("must end in .toml", file=path)
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise InputError("is no plain file: choose another name", file=path)
+        raise InputError("is not a regular file: choose another name", file=path)
     if not path.exists():
         return
     if not force:
-        raise InputError("exists already: choose another name, or say --force", file=path)
+        raise InputError("exists already: choose another name, or use --force", file=path)
     from hpcgnn.train.plan.machine import read_machine
 
     try:
         read_machine(str(path))
     except InputError:
         raise InputError(
-            "exists and holds no numbers of a machine, so --force doesn't replace it: choose "
-            "another name, or remove it",
+            "exists and was not written by hpcgnn bench machine, so --force doesn't replace it: "
+            "choose another name, or remove it",
             file=path,
         ) from None

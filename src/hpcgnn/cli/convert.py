@@ -51,15 +51,15 @@ _SHARE = 8  # arrays of `limit` bytes at most: being sorted, and waiting for the
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="file or folder")
     parser.add_argument("out", type=file_name, metavar="OUT.h5")
-    parser.add_argument("--format", choices=FORMATS, help="guessed from the name when not given")
+    parser.add_argument("--format", choices=FORMATS, help="default: guessed from the name")
     _add_reading(parser)
     _add_tables(parser)
     _add_nodes(parser)
     _add_treatment(parser)
     parser.add_argument("--compress", action="store_true", help="gzip the datasets")
-    parser.add_argument("--force", action="store_true", help="replace a former graph of that name")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument(
-        "--memory", default="4GiB", metavar="SIZE", help="most this process may use (4GiB)"
+        "--memory", default="4GiB", metavar="SIZE", help="memory limit of this process (4GiB)"
     )
 
 
@@ -74,23 +74,23 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         "--skip-lines",
         type=int,
         metavar="N",
-        help="pass over the first lines of text; 0: the first holds an edge, not sizes",
+        help="skip the first N lines of text; 0: the first line is an edge, not the sizes",
     )
-    group.add_argument("--num-nodes", type=int, metavar="N", help="ids are then rows 0 .. N-1")
-    group.add_argument("--edge-weights", type=Path, metavar="W.npy", help="beside .npy edges")
-    for name, what in (("labels", "a label"), ("split", "0 .. 3")):
+    group.add_argument("--num-nodes", type=int, metavar="N", help="N nodes, with ids 0 .. N-1")
+    group.add_argument("--edge-weights", type=Path, metavar="W.npy", help="weights of .npy edges")
+    for name, what in (("labels", "label"), ("split", "split 0 .. 3")):
         text = f"{what} of each edge, in the order of the file"
         metavar = f"{name[0].upper()}.npy"
         group.add_argument(f"--edge-{name}", type=Path, metavar=metavar, help=text)
-    group.add_argument("--leave-out", metavar="A,B", help="arrays of an archive to pass over")
-    group.add_argument("--no-weights", action="store_true", help="leave weights out")
-    group.add_argument("--split-scheme", metavar="NAME", help="which of OGB's splits")
+    group.add_argument("--leave-out", metavar="A,B", help="arrays of an archive to ignore")
+    group.add_argument("--no-weights", action="store_true", help="ignore edge weights")
+    group.add_argument("--split-scheme", metavar="NAME", help="which of OGB's splits to use")
     group.add_argument(
         "--ogb-root",
         type=Path,
         default=Path("dataset"),
         metavar="FOLDER",
-        help="downloads of the ogb package",
+        help="where the ogb package keeps its downloads (dataset)",
     )
 
 
@@ -106,16 +106,19 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         help="tables of the nodes; each row is a node",
     )
     for name, what in (
-        ("source", "where an edge begins"),
-        ("target", "where an edge ends"),
+        ("source", "source node of an edge"),
+        ("target", "target node of an edge"),
         ("weight", "weight of an edge"),
         ("relation", "relation of an edge, text or a number"),
         ("edge-label", "class of an edge, empty where it is unknown; A,B,C: several labels"),
-        ("edge-split-column", "train, valid, test or empty, of edges; A,B,C: three masks"),
-        ("id", "what the edges call a node"),
+        ("edge-split-column", "train, valid, test or empty for each edge; A,B,C: three masks"),
+        ("id", "id of a node in the edges"),
         ("label", "class of a node, empty where it is unknown; A,B,C: several labels at once"),
-        ("split-column", "train, valid, test or empty; A,B,C: masks of the three"),
-        ("split-time", "the earliest labelled nodes train, the latest test"),
+        ("split-column", "train, valid, test or empty for each node; A,B,C: three masks"),
+        (
+            "split-time",
+            "time: the earliest labelled nodes are for training, the latest for testing",
+        ),
     ):
         group.add_argument(f"--{name}", metavar="COLUMN", help=what)
     group.add_argument("--edge-features", metavar="A,B,c*", help="features of the edges")
@@ -127,23 +130,24 @@ def _add_meaning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--edge-labels-as",
         choices=("classes", "values"),
-        help="what --edge-label holds (classes); values: numbers to be predicted",
+        help="what --edge-label holds (classes); values: numbers to predict",
     )
     group.add_argument(
         "--split-ratio",
         metavar="A,B,C",
-        help="shares of the labelled nodes of each class that train, validate and test (8,1,1)",
+        help="shares of each class's labelled nodes for training, validation and test "
+        "(with --split-time: 8,1,1)",
     )
-    group.add_argument("--seed", type=int, default=0, help="of --split-ratio and --link-split (0)")
-    group.add_argument("--categorical", metavar="A,B", help="columns whose numbers are names")
+    group.add_argument("--seed", type=int, default=0, help="seed of random splits (0)")
+    group.add_argument("--categorical", metavar="A,B", help="columns whose numbers are categories")
     group.add_argument(
         "--missing",
         choices=("refuse", "zero", "mean"),
-        help="what stands for missing features (refuse); a missing category is zeros",
+        help="how to fill missing features (refuse: stop); a missing category is all zeros",
     )
     group.add_argument("--string-ids", action="store_true", help="ids are text, like 007")
     group.add_argument(
-        "--delimiter", metavar="CHARACTER", help="between columns, in tables that have it (guessed)"
+        "--delimiter", metavar="CHARACTER", help="delimiter of the columns in text tables (guessed)"
     )
     group.add_argument(
         "--header",
@@ -153,40 +157,44 @@ def _add_meaning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--decimal-comma",
         action=argparse.BooleanOptionalAction,
-        help="0,5 is a half; --no-decimal-comma: 1,2 are two numbers (asked for where it matters)",
+        help="0,5 is a half; --no-decimal-comma: 1,2 are two numbers (required where it matters)",
     )
     group.add_argument("--na", metavar="A,B", help="texts that mean a missing value, such as NA,?")
-    group.add_argument("--comment", metavar="MARK", help="lines that begin with it are no rows")
+    group.add_argument("--comment", metavar="MARK", help="skip lines that begin with this mark")
     group.add_argument(
         "--like",
         type=Path,
         metavar="GRAPH.h5",
-        help="columns, classes, categories and treatment as in that graph",
+        help="use the columns, classes, categories and treatment of that graph",
     )
 
 
 def _add_nodes(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("columns of the nodes in files of their own")
+    group = parser.add_argument_group("node columns in separate files")
     group.add_argument(
         "--features",
         metavar="F.npy",
-        help="or .npz of a CSR matrix; with --nodes: columns A,B,c* of these tables",
+        help="features as .npy, or .npz of a CSR matrix; with --nodes: columns A,B,c* of these "
+        "tables",
     )
     group.add_argument(
         "--typed-features",
         action="append",
         default=[],
         metavar="T=F.npy",
-        help="of the nodes of type T, in ascending order",
+        help="features of the nodes of type T, in ascending order of nodes",
     )
     group.add_argument("--labels", type=Path, metavar="L.npy", help="[N], or [N, T] of 0, 1, -1")
     group.add_argument(
         "--labels-as",
         choices=("classes", "one-hot", "several", "values"),
-        help="what the labels are where it isn't plain; values: numbers to be predicted",
+        help="what the labels are, where it is ambiguous; values: numbers to predict",
     )
     group.add_argument(
-        "--split", type=Path, metavar="S", help=".npy of 0 .. 3, or .npz with train, valid, test"
+        "--split",
+        type=Path,
+        metavar="S",
+        help="split: .npy of 0 .. 3, or .npz with train, valid, test",
     )
     group.add_argument("--types", type=Path, metavar="T.npy", help="type of each node")
     group.add_argument(
@@ -194,9 +202,9 @@ def _add_nodes(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=A.npy",
-        help='kept as graph.nodes["NAME"]: [N] or [N, W] of any numbers',
+        help='numbers [N] or [N, W] to keep as graph.nodes["NAME"]',
     )
-    group.add_argument("--ids", type=Path, metavar="IDS.npy", help="what the edges call each row")
+    group.add_argument("--ids", type=Path, metavar="IDS.npy", help="id of each node in the edges")
 
 
 def _add_treatment(parser: argparse.ArgumentParser) -> None:
@@ -205,14 +213,18 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
         "--symmetrise",
         "--undirected",
         action=argparse.BooleanOptionalAction,
-        help="add missing reverses, remove duplicates",
+        help="add missing reverse edges, remove duplicates",
     )
     group.add_argument(
-        "--self-loops", choices=("add", "remove", "keep"), help="one where a node has none, or none"
+        "--self-loops",
+        choices=("add", "remove", "keep"),
+        help="add a self-loop to each node without one, or remove all",
     )
-    group.add_argument("--deduplicate", action="store_true", help="one edge per pair and relation")
+    group.add_argument(
+        "--deduplicate", action="store_true", help="keep one edge per pair of nodes and relation"
+    )
     group.add_argument("--duplicate-weights", choices=("max", "sum"), default="max")
-    group.add_argument("--reverse", action="store_true", help="turn every edge round")
+    group.add_argument("--reverse", action="store_true", help="reverse the direction of every edge")
     group.add_argument(
         "--inverse-relations",
         action="store_true",
@@ -224,7 +236,7 @@ def _add_treatment(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--link-split",
         metavar="TRAIN,VALID,TEST",
-        help="shares of the edges to learn from and to be predicted, such as 0.8,0.1,0.1",
+        help="shares of the edges for training, validation and test, such as 0.8,0.1,0.1",
     )
 
 
@@ -309,7 +321,7 @@ def _tables(args: argparse.Namespace) -> TableOptions | None:
         with GraphFile(args.like) as graph:
             like, config, fingerprint = graph.read_encoding(), graph.config, graph.fingerprint
         if like is None:
-            raise InputError("was not made from tables: leave out --like", file=args.like)
+            raise InputError("was not made from tables: leave --like out", file=args.like)
         chosen["like"] = replace(like, like=like.like or fingerprint)
         for name in _TREATMENT:
             if getattr(args, name) in (None, False, "max") and name in config:
@@ -408,7 +420,7 @@ def _typed(args: argparse.Namespace) -> dict[int, Path]:
             raise InputError("--typed-features takes T=FILE.npy with a number T", value=text)
         number = int(kind[:9])
         if len(kind) > 9 or number in typed:
-            raise InputError("--typed-features names a type twice, or beyond all", value=text)
+            raise InputError("--typed-features names a type twice, or none that exists", value=text)
         typed[number] = Path(path)
     return typed
 

@@ -30,9 +30,17 @@ _EVERY = 10.0  # seconds between two lines of a stage
 def add_options(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_mutually_exclusive_group()
     for flags, show, text in (
-        (("-v", "--verbose"), "all", "say more: every stage; of each epoch waiting, bytes, memory"),
-        (("-q", "--quiet"), "nothing", "say only what came out"),
-        (("--log-json",), "json", "a JSON object per line; of epochs the records of metrics.jsonl"),
+        (
+            ("-v", "--verbose"),
+            "all",
+            "show every stage, and waiting, bytes and memory of epochs",
+        ),
+        (("-q", "--quiet"), "nothing", "show only the results"),
+        (
+            ("--log-json",),
+            "json",
+            "write a JSON object per line; for epochs the records of metrics.jsonl",
+        ),
     ):
         shown.add_argument(*flags, dest="show", action="store_const", const=show, help=text)
     parser.set_defaults(show="lines")

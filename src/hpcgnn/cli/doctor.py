@@ -68,7 +68,9 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folder", default=".", help="a folder jobs write to (default: here)")
+    parser.add_argument(
+        "--folder", default=".", help="a folder that jobs write to (default: the current one)"
+    )
 
 
 def run(args: argparse.Namespace, comm: Communicator | None) -> int:
@@ -148,7 +150,9 @@ def _shm() -> Iterator[Finding]:
     ranks = max(shared_memory.local_place()[1], len(os.sched_getaffinity(0)))
     space = shared_memory.Space.here()
     if space is None:
-        yield Finding("note", "shm", f"{shared_memory.FOLDER} isn't there: MPI must do without")
+        yield Finding(
+            "note", "shm", f"{shared_memory.FOLDER} does not exist: MPI has to work without it"
+        )
     elif problem := space.problem(ranks):
         yield Finding("bad" if space.hopeless(ranks) else "note", "shm", problem)
     else:
@@ -232,7 +236,7 @@ def _kernels() -> Iterator[Finding]:
 
 def _parmetis(comm: Communicator | None) -> Iterator[Finding]:
     if comm is None:
-        yield Finding("note", "parmetis", "not looked for: it needs MPI")
+        yield Finding("note", "parmetis", "not checked: it needs MPI")
         return
     from hpcgnn.partition.pyparmetis import binding
 
@@ -243,7 +247,7 @@ def _gpu() -> Iterator[Finding]:
     import torch
 
     if not torch.cuda.is_available():
-        yield Finding("note", "gpu", "none that torch can use: training runs on the processor")
+        yield Finding("note", "gpu", "none that torch can use: training runs on the CPU")
         return
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     yield Finding("ok", "gpu", f"{len(names)} x {names[0]}, CUDA {torch.version.cuda}")
@@ -261,9 +265,9 @@ def gpu_kernels(device: torch.device) -> Iterator[Finding]:
     wrong = selftest.differences(device)
     seconds = time.perf_counter() - start
     for name, error in wrong.items():
-        yield Finding("bad", "gpu", f"{name}: {error:.1g} from the processor's result")
+        yield Finding("bad", "gpu", f"{name}: {error:.1g} off the CPU's result")
     if not wrong:
-        yield Finding("ok", "gpu", f"kernels agree with the processor's ({seconds:.0f} s)")
+        yield Finding("ok", "gpu", f"kernels agree with the CPU's ({seconds:.0f} s)")
 
 
 def _disk(folder: Path) -> Iterator[Finding]:
@@ -289,7 +293,7 @@ def _limits() -> Iterator[Finding]:
         yield Finding("ok", "memlock", "unlimited")
     else:
         text = (
-            f"{locked / 2**20:.0f} MiB: fast networks and pinned memory want `ulimit -l unlimited`"
+            f"{locked / 2**20:.0f} MiB: fast networks and pinned memory need `ulimit -l unlimited`"
         )
         yield Finding("note", "memlock", text)
 
@@ -300,11 +304,11 @@ def _ranks(comm: Communicator) -> Iterator[Finding]:
     values = np.arange(10_000, dtype=np.float64)
     total = comm.allreduce(values * (comm.rank + 1), where="doctor")
     right = np.array_equal(total, values * (comm.size * (comm.size + 1) // 2))
-    yield Finding("ok" if right else "bad", "allreduce", "right" if right else "wrong sum")
+    yield Finding("ok" if right else "bad", "allreduce", "correct" if right else "wrong sum")
     silent = comm.size - 1 - len(comm.ask(2.0))
     comm.barrier("doctor")
     if silent:
-        text = f"{silent} ranks don't answer over UDP: a rank that hangs can't be told from others"
+        text = f"{silent} ranks don't answer over UDP: a hanging rank can't be identified"
         yield Finding("note", "heartbeat", text)
     else:
         yield Finding("ok", "heartbeat", "all ranks answer")

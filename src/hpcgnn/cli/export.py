@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         metavar="RUN",
         type=Path,
-        help="a checkpoint, or a run directory: its best, else its last",
+        help="a checkpoint, or a run directory: its best checkpoint, else its last",
     )
     parser.add_argument("out", type=file_name, metavar="OUT.safetensors|OUT.pt")
-    parser.add_argument("--force", action="store_true", help="replace a former file of that name")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace, comm: None) -> int:

@@ -14,6 +14,6 @@ def file_name(text: str) -> Path:
     """
     if text.endswith(("/", "/.")):
         raise argparse.ArgumentTypeError(
-            f"{text} ends in / as the name of a folder, and a file is meant: leave it out"
+            f"{text} ends in / like the name of a folder, but must name a file: leave the / out"
         )
     return Path(text)

@@ -27,13 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "kind", choices=["sbm", "rmat"], help="planted communities with power-law degrees, or R-MAT"
     )
     parser.add_argument("out", type=file_name, metavar="OUT.h5")
-    parser.add_argument("--nodes", type=int, default=10_000, metavar="N", help="(10000)")
+    parser.add_argument(
+        "--nodes", type=int, default=10_000, metavar="N", help="number of nodes (10000)"
+    )
     parser.add_argument(
         "--degree", type=float, default=20.0, metavar="D", help="mean in-edges per node (20)"
     )
-    parser.add_argument("--features", type=int, default=64, metavar="F", help="per node (64)")
-    parser.add_argument("--classes", type=int, default=10, metavar="C", help="(10)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="(0)")
+    parser.add_argument(
+        "--features", type=int, default=64, metavar="F", help="features per node (64)"
+    )
+    parser.add_argument(
+        "--classes", type=int, default=10, metavar="C", help="number of classes (10)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="random seed (0)")
     parser.add_argument(
         "--homophily",
         type=float,
@@ -44,16 +50,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--exponent",
         type=float,
         metavar="G",
-        help=f"of the power law of degrees, sbm only ({_EXPONENT})",
+        help=f"exponent of the power law of degrees, sbm only ({_EXPONENT})",
     )
     parser.add_argument(
-        "--noise", type=float, default=1.0, help="of the features around their class's mean (1)"
+        "--noise",
+        type=float,
+        default=1.0,
+        help="standard deviation of the features around the mean of their class (1)",
     )
     parser.add_argument(
-        "--split", default="60/20/20", metavar="A/B/C", help="train, valid, test (60/20/20)"
+        "--split",
+        default="60/20/20",
+        metavar="A/B/C",
+        help="shares for training, validation and test (60/20/20)",
     )
     parser.add_argument("--compress", action="store_true", help="gzip the datasets")
-    parser.add_argument("--force", action="store_true", help="replace a former graph of that name")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
@@ -149,5 +161,5 @@ def _shares(text: str) -> tuple[float, float, float]:
     except ValueError:
         raise InputError("--split must be three numbers such as 60/20/20", value=text) from None
     if not (min(train, valid, test) >= 0 and 0 < train + valid + test < math.inf):
-        raise InputError("--split must be three shares from 0, not all 0", value=text)
+        raise InputError("--split must be three shares of at least 0, not all 0", value=text)
     return train, valid, test

@@ -82,7 +82,7 @@ EXAMPLES = {
     ),
 }
 
-FIRST_STEPS = """the first steps, each on its own or under mpiexec and srun:
+FIRST_STEPS = """first steps, each alone or under mpiexec or srun:
 
   hpcgnn generate sbm graph.h5        or: hpcgnn convert edges.csv graph.h5
   hpcgnn train graph.h5 --epochs 20   results go to runs/graph
@@ -157,7 +157,7 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
         words = [word.partition("=")[0] for word in argv if word.startswith("--")]
         unknown = [word for word in words if not any(flag.startswith(word) for flag in flags)]
         return _with_choices(parser, message) + "".join(
-            f"; no such option, {word}{nearest(word, flags)}" for word in unknown[:1]
+            f"; no such option: {word}{nearest(word, flags)}" for word in unknown[:1]
         )
     if ": ignored explicit argument " in message:
         name = message.removeprefix("argument ").partition(":")[0].partition("/")[0]
@@ -170,8 +170,10 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
         if given in ("-o", "--out", "--output") and outputs and not outputs[0].option_strings:
             return f"{message}: the output is named without an option, as {_name(outputs[0])}"
         if given == "--force" and parser._subparsers is None:
-            instead = ": go on with --resume, or choose another --run-dir" * ("--resume" in flags)
-            return f"--force is no option, since {parser.prog} replaces nothing{instead}"
+            instead = ": continue with --resume, or choose another --run-dir" * (
+                "--resume" in flags
+            )
+            return f"--force is not an option, since {parser.prog} replaces nothing{instead}"
         return message + nearest(given, flags)
     if "invalid choice: " in message:
         return _choice(parser, message)
@@ -192,7 +194,7 @@ def _no_value(flag: str, given: str) -> str:
             f"--resume takes no value: write `--run-dir {given} --resume`, or without a graph "
             f"`hpcgnn train {given} --resume`"
         )
-    return f"{flag} takes no value, {given!r}: write {flag} alone"
+    return f"{flag} takes no value, but {given!r} follows it: write {flag} alone"
 
 
 def _too_many(parser: argparse.ArgumentParser, given: str, argv: Sequence[str]) -> str:
@@ -217,9 +219,9 @@ def _choice(parser: argparse.ArgumentParser, message: str) -> str:
     for action in parser._actions:
         if action.choices and message.startswith(f"argument {_name(action)}:"):
             choices = [str(choice) for choice in action.choices]
-            meant = nearest(given, choices) or f": it is one of {', '.join(choices)}"
+            meant = nearest(given, choices) or f": choose one of {', '.join(choices)}"
             name = "verb" if _name(action) == "VERB" else _name(action)
-            return f"no such {name}, {given!r}{meant}"
+            return f"no such {name}: {given!r}{meant}"
     return message
 
 
@@ -246,7 +248,7 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:
         raise InputError("completion needs shtab: pip install shtab") from None
     if shell not in shtab.SUPPORTED_SHELLS:
         shells = ", ".join(shtab.SUPPORTED_SHELLS)
-        raise InputError(f"--print-completion knows {shells}", value=shell)
+        raise InputError(f"--print-completion supports {shells}", value=shell)
     _complete_files(parser, shtab.FILE)
     print(shtab.complete(parser, shell))
 

@@ -24,9 +24,12 @@ _DEEPEST = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", type=Path, metavar="FILE.h5", help="graph, partition, checkpoint or predictions"
+        "file",
+        type=Path,
+        metavar="FILE.h5",
+        help="graph, partition, checkpoint or predictions file",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--check", action="store_true", help="read and check every value as well")
 
 
@@ -52,7 +55,7 @@ def describe(path: Path) -> dict[str, Any]:
     with Reader(path, None) as reader:
         kind = reader.text("format")
     if kind not in (GRAPH, PARTITION, CHECKPOINT, PREDICTIONS):
-        raise InputError("is of a format that this release does not know", file=path, value=kind)
+        raise InputError("has a format that this release does not know", file=path, value=kind)
     content: dict[str, Any] = {"file": str(path), "format": kind, "bytes": path.stat().st_size}
     if kind == GRAPH:
         with GraphFile(path) as graph:
@@ -130,7 +133,7 @@ def _text(content: dict[str, Any]) -> list[str]:
     size = _bytes(content["bytes"])
     lines = [f"{content['file']}: {kind}, format version {attributes['version']}, {size}"]
     if content.get("checked"):
-        lines.append("every value was read and is sound")
+        lines.append("every value was read and is valid")
     hidden = ("format", "version", "checksum")
     plain = {k: v for k, v in attributes.items() if k not in hidden and not isinstance(v, dict)}
     lines += _pairs({k: v for k, v in plain.items() if v != 0})

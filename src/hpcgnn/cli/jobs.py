@@ -15,8 +15,10 @@ _SIGN, _START = b"HPCGNN_HOME", 4096  # bytes of jobs/launch.sh among which it s
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="gets a folder jobs/")
-    parser.add_argument("--force", action="store_true", help="replace files of a former jobs/")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where to create the folder jobs/")
+    parser.add_argument(
+        "--force", action="store_true", help="replace the files of an existing jobs/"
+    )
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
@@ -24,18 +26,20 @@ def run(args: argparse.Namespace, comm: None) -> int:
     target: Path = args.folder / "jobs"
     if os.path.lexists(target):
         if not args.force:
-            raise InputError("exists already: choose another folder, or say --force", file=target)
+            raise InputError("exists already: choose another folder, or use --force", file=target)
         for path in target.rglob("*"):
             if path.is_symlink():  # copying would write through it
                 raise InputError("is a link: remove it, or choose another folder", file=path)
         if target.is_symlink() or not _is_ours(target):
             raise InputError(
-                "exists and is no folder of job scripts of hpcgnn, so --force doesn't replace it: "
-                "choose another folder, or remove it",
+                "exists and is not a folder of hpcgnn's job scripts, so --force doesn't replace "
+                "it: choose another folder, or remove it",
                 file=target,
             )
         if target.samefile(source):
-            raise InputError("is where they come from: choose another folder", file=target)
+            raise InputError(
+                "is the folder that the scripts are copied from: choose another folder", file=target
+            )
     fresh = not target.exists()
     try:
         _copy(source, target)

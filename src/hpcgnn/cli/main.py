@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
 VERBS = {
-    "generate": "make a random graph with communities, or an R-MAT graph",
-    "convert": "turn source files into graph.h5",
-    "partition": "cut a graph into parts, one per rank",
+    "generate": "generate a random graph with communities, or an R-MAT graph",
+    "convert": "convert source files to graph.h5",
+    "partition": "divide a graph into parts, one per rank",
     "train": "train a model on all ranks",
     "predict": "apply a checkpoint to every node",
     "export": "write a checkpoint's weights for PyTorch Geometric",
-    "info": "say what a file holds",
-    "plan": "say before a job is submitted whether it will fit",
-    "report": "show what runs reached and cost, as text and as a page with figures",
-    "new": "write a model file of your own to start from",
+    "info": "show what a file holds",
+    "plan": "estimate memory and time of a job before it is submitted",
+    "report": "show the results and costs of runs, as text and as a page with figures",
+    "new": "write a model file as a starting point for your own",
     "jobs": "copy the job scripts for Slurm",
     "doctor": "check this installation",
-    "bench": "measure epochs, kernels, messages and scaling beside peers",
+    "bench": "measure epochs, kernels, messages and scaling, compared with peers",
 }
 
 SERIAL = ("convert", "export", "info", "plan", "report", "new", "jobs")
@@ -100,7 +100,9 @@ def _parser(modules: Mapping[str, ModuleType], argv: Sequence[str]) -> _Parser:
     )
     parser.add_argument("--version", action="version", version=f"hpcgnn {__version__}")
     parser.add_argument(
-        "--print-completion", metavar="SHELL", help="a script for bash, zsh, tcsh or fish to source"
+        "--print-completion",
+        metavar="SHELL",
+        help="print a completion script for bash, zsh, tcsh or fish",
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, help_line in VERBS.items():
@@ -304,7 +306,7 @@ def _refuse_pipes(args: argparse.Namespace) -> None:
         path = str(value).rpartition("=")[2]
         with suppress(OSError, ValueError):
             if is_named_pipe(Path(path).stat()):
-                raise InputError("is a named pipe: give a file", file=path)
+                raise InputError("is a named pipe: use a regular file", file=path)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Net(torch.nn.Module):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=file_name, metavar="MODEL.py")
-    parser.add_argument("--force", action="store_true", help="replace a former file of that name")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace, comm: None) -> int:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
         if begun:
             path.unlink(missing_ok=True)
         if error.errno == errno.EEXIST:
-            text = "exists already: choose another name, or say --force"
+            text = "exists already: choose another name, or use --force"
             raise InputError(text, file=path) from None
         raise OutputError(f"can't be written: {error.strerror}", file=path) from None
     say(f"{path}: hpcgnn train graph.h5 --model {path}:Net")
@@ -82,12 +82,12 @@ def run(args: argparse.Namespace, comm: None) -> int:
 def _replace(path: Path, text: str) -> None:
     """Replace a file that this verb wrote, completely or not at all."""
     if path.is_symlink() or not path.is_file():
-        raise InputError("is no regular file: choose another name", file=path)
+        raise InputError("is not a regular file: choose another name", file=path)
     with path.open("rb") as file:
         ours = SIGN.encode() in file.read(_START)
     if not ours:
         raise InputError(
-            "exists and is no model file of hpcgnn new, so --force doesn't replace it: choose "
+            "exists and was not written by hpcgnn new, so --force doesn't replace it: choose "
             "another name, or remove it",
             file=path,
         )

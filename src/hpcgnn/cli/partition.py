@@ -20,28 +20,38 @@ PARALLEL = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = PartitionOptions()
     parser.add_argument("graph", metavar="GRAPH.h5")
-    parser.add_argument("--parts", type=int, help="how many parts (default: one per rank)")
+    parser.add_argument("--parts", type=int, help="number of parts (default: one per rank)")
     parser.add_argument(
         "--method",
         choices=METHODS,
         default="auto",
-        help="auto (default: parmetis where it is there and fits, else kaminpar, else streaming), "
-        "parmetis (on all ranks), kaminpar (on one), streaming (passes over the file, in little "
-        "memory), random, block (in the order of the file)",
+        help="auto (default: parmetis where it is installed and fits, else kaminpar, else "
+        "streaming), parmetis (on all ranks), kaminpar (on one), streaming (passes over the file, "
+        "in little memory), random, block (in the order of the file)",
     )
-    parser.add_argument("-o", "--out", type=file_name, help="default: partitions/NAME.pP.h5")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of what the method draws")
+    parser.add_argument(
+        "-o", "--out", type=file_name, help="file to write (default: partitions/NAME.pP.h5)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="seed of the method's random choices"
+    )
     parser.add_argument(
         "--imbalance",
         type=float,
         default=default.imbalance,
-        help="cost of the heaviest part over the mean that the method aims at (default: 1.05)",
+        help="target for the cost of the heaviest part over the mean (default: 1.05)",
     )
     parser.add_argument(
-        "--node-cost", type=int, default=default.node_cost, help="of computing a node (default: 10)"
+        "--node-cost",
+        type=int,
+        default=default.node_cost,
+        help="cost of computing a node (default: 10)",
     )
     parser.add_argument(
-        "--edge-cost", type=int, default=default.edge_cost, help="of an edge into it (default: 1)"
+        "--edge-cost",
+        type=int,
+        default=default.edge_cost,
+        help="cost of an edge into it (default: 1)",
     )
     parser.add_argument(
         "--train-balance",
@@ -53,19 +63,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--refine",
         choices=REFINEMENTS,
         default=default.refine,
-        help="volume: passes over the result that lower the rows sent in all, by the heaviest "
-        "sender and to the heaviest receiver",
+        help="volume: refine the result in passes that lower the rows sent in total, by the "
+        "heaviest sender and to the heaviest receiver",
     )
     parser.add_argument(
-        "--quality", choices=QUALITIES, default=default.quality, help="of kaminpar, against time"
+        "--quality",
+        choices=QUALITIES,
+        default=default.quality,
+        help="quality of kaminpar's parts; higher quality takes longer",
     )
     parser.add_argument(
         "--repeatable",
         action="store_true",
-        help="kaminpar on one thread: the same parts in every run",
+        help="run kaminpar on one thread, for the same parts in every run",
     )
     parser.add_argument("--compress", action="store_true", help="gzip the partition file")
-    parser.add_argument("--force", action="store_true", help="replace a former partition file")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:

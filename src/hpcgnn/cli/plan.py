@@ -31,44 +31,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="?",
         metavar="FILE.h5",
-        help="a partition file, or graph.h5 with --ranks; none with --nodes and --edges",
+        help="a partition file, or graph.h5 with --ranks; omitted with --nodes and --edges",
     )
     parser.add_argument(
         "--ranks",
         metavar="P,...",
-        help="numbers of ranks; default: as many as the file has parts, or 1",
+        help="numbers of ranks (default: the file's number of parts, or 1)",
     )
-    parser.add_argument("--nodes", metavar="N", help="of a graph that exists only as numbers")
-    parser.add_argument("--edges", metavar="N", help="its stored edges, both directions counted")
-    parser.add_argument("--features", metavar="N", help="its features per node (0)")
-    parser.add_argument("--classes", metavar="N", help="its classes, labels or values (2)")
-    parser.add_argument("--relations", metavar="N", help="its kinds of edges (0)")
-    parser.add_argument("--edge-width", metavar="N", help="its features per edge (0)")
+    parser.add_argument("--nodes", metavar="N", help="nodes of a graph that is not in a file")
+    parser.add_argument(
+        "--edges", metavar="N", help="stored edges of that graph, both directions counted"
+    )
+    parser.add_argument("--features", metavar="N", help="features per node (0)")
+    parser.add_argument("--classes", metavar="N", help="classes, labels or values to predict (2)")
+    parser.add_argument("--relations", metavar="N", help="types of edges (0)")
+    parser.add_argument("--edge-width", metavar="N", help="features per edge (0)")
     parser.add_argument(
         "--labelled",
         type=float,
         metavar="X",
-        help="share of its nodes that are trained on; layers are pruned to what they need",
+        help="share of the nodes that are trained on; layers are pruned to what these need",
     )
     parser.add_argument(
         "--halo-fraction",
         type=float,
         metavar="X",
-        help="remote rows that a rank reads per node of its own, in place of the model of them",
+        help="remote rows that a rank reads per local node, instead of the estimate",
     )
     parser.add_argument(
         "--machine",
         metavar="NAME",
-        help=f"adds seconds: {', '.join(known())}, or a file by `hpcgnn bench machine`",
+        help=f"estimate seconds for this machine: {', '.join(known())}, or a file written by "
+        "`hpcgnn bench machine`",
     )
     parser.add_argument(
         "--memory-per-rank",
         metavar="SIZE",
-        help="what a rank may use, such as 30GiB (default: the machine's); status 1 if no number "
-        "of ranks asked for stays below it",
+        help="memory limit per rank, such as 30GiB (default: the machine's); exit status 1 if none "
+        "of the numbers of ranks stays below it",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings as TOML")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--config", default=None, metavar="FILE.toml", help="settings file (TOML)")
     add_options(parser)
 
 
@@ -168,8 +171,8 @@ def _ranks(text: str | None, subject: _Subject) -> list[int]:
         check_range("--ranks", ranks, 1, MOST_RANKS)
         if ranks > subject.nodes:
             raise InputError(
-                f"--ranks {ranks} would leave parts of {subject.nodes} nodes empty: ask for at "
-                f"most {subject.nodes}",
+                f"--ranks {ranks} would leave parts empty, since there are {subject.nodes} nodes: "
+                f"choose at most {subject.nodes}",
                 file=None if subject.name.endswith("edges") else subject.name,
             )
     return counts
@@ -221,7 +224,8 @@ def _text(
     if "model" in guessed:
         lines.append(
             f"  halo rows: by a model, {KEPT:.0%} of a random partition's (graphs without "
-            "structure have up to 4 times as many); a partition file or --halo-fraction says better"
+            "structure have up to 4 times as many); a partition file or --halo-fraction gives a "
+            "better estimate"
         )
     if guessed != {"file"}:
         lines.append(f"  the largest part is taken to be {IMBALANCE - 1:.0%} above the mean")
@@ -231,8 +235,8 @@ def _text(
         which = [str(plan.ranks) for plan in found.plans if plan.fits]
         fits = "yes" if len(which) == len(found.plans) else ", ".join(which) or "no"
         lines.append(
-            f"  fits into {_size(found.limit, args, 0)} per rank: {fits}; "
-            f"fewest ranks: {found.fewest or 'none'}"
+            f"  fits in {_size(found.limit, args, 0)} per rank: {fits}; fewest ranks: "
+            f"{found.fewest or 'none'}"
         )
     return lines
 

@@ -32,14 +32,14 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "partition",
         metavar="GRAPH.h5",
-        help="partition file with one part per rank; on one rank graph.h5 will do",
+        help="partition file with one part per rank; on one rank graph.h5 also works",
     )
     parser.add_argument(
         "checkpoint",
         metavar="RUN",
         nargs="?",
         help="checkpoint file of a training run, or its run directory: best.h5 there, or last.h5 "
-        "where no validation gave a score",
+        "if there was no validation score",
     )
     parser.add_argument(
         "-o",
@@ -52,15 +52,15 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         metavar="TABLE",
-        help="write the nodes alone that this table (CSV, Parquet) lists by their ids",
+        help="write only the nodes whose ids this table (CSV, Parquet) lists",
     )
-    parser.add_argument("--force", action="store_true", help="replace former predictions")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def _add_kind(parser: argparse.ArgumentParser) -> None:
     """Add options on what is predicted, and from what."""
     parser.add_argument(
-        "--embeddings", action="store_true", help="also write what the last layer reads"
+        "--embeddings", action="store_true", help="also write the input of the last layer"
     )
     parser.add_argument(
         "--any-graph", action="store_true", help="accept a checkpoint of another graph"
@@ -79,7 +79,8 @@ def _add_kind(parser: argparse.ArgumentParser) -> None:
         "--pairs",
         type=Path,
         metavar="FILE",
-        help="edges and links: predict these pairs, two columns of ids as text, or .npy [M, 2]",
+        help="edges and links: predict these pairs, given as two columns of ids in a text file, or "
+        ".npy [M, 2]",
     )
 
 
@@ -90,21 +91,24 @@ def _add_computation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         type=int,
-        help="which of several splits the metric is of, and what reads training labels "
-        "(default: that of the checkpoint; 0 without one)",
+        help="which of several splits to use for the metric and for training labels (default: that "
+        "of the checkpoint; 0 without one)",
     )
     parser.add_argument(
         "--model",
         metavar="FILE.py:NAME",
-        help="a model of your own: the file that it was trained with",
+        help="the file that a model of your own was trained with",
     )
     parser.add_argument(
         "--model-args",
         metavar="TEXT",
-        help="for a model that a Python program made: `hidden=64,layers=4`",
+        help="arguments for a model that a Python program made, such as `hidden=64,layers=4`",
     )
     parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to compute (auto)"
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda"),
+        help="device to compute on (auto)",
     )
 
 

@@ -17,20 +17,22 @@ PARALLEL = False
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "run_dir", type=Path, nargs="+", metavar="RUN_DIR", help="several are compared"
+        "run_dir", type=Path, nargs="+", metavar="RUN_DIR", help="one run, or several to compare"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object per run, no page")
-    parser.add_argument("--text", action="store_true", help="only what the terminal shows, no page")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per run, without a page"
+    )
+    parser.add_argument("--text", action="store_true", help="print the text only, without a page")
     parser.add_argument(
         "-o",
         "--out",
         type=_page_or_folder,
         metavar="OUT",
-        help="a folder for the page and its figures, or the page's own name, ending in .html "
-        "(default: RUN_DIR/report, which is made anew; ./report for several runs)",
+        help="folder for the page and its figures, or a file name ending in .html (default: "
+        "RUN_DIR/report, which is replaced; ./report for several runs)",
     )
-    parser.add_argument("--force", action="store_true", help="replace a page")
-    parser.add_argument("--open", action="store_true", help="show the page in a browser")
+    parser.add_argument("--force", action="store_true", help="replace an existing page")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
 
 
 def _page_or_folder(text: str) -> Path:
@@ -73,4 +75,4 @@ def _write_page(args: argparse.Namespace, runs: list[RunFiles]) -> None:
         import webbrowser
 
         if not webbrowser.open(page.resolve().as_uri()):
-            warn("hpcgnn: note: no browser was found here to show it")
+            warn("hpcgnn: note: no browser was found to show it")

@@ -30,18 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "graph",
         nargs="?",
         metavar="GRAPH.h5",
-        help="graph.h5, or a partition file with one part per rank; with --resume a run directory "
-        "will do, whose graph is meant",
+        help="graph.h5, or a partition file with one part per rank; with --resume also a run "
+        "directory, whose graph is used",
     )
     parser.add_argument(
-        "--run-dir", metavar="RUN", default=None, help="where results go (default: runs/NAME)"
+        "--run-dir", metavar="RUN", default=None, help="folder for the results (default: runs/NAME)"
     )
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="go on from the newest whole checkpoint of the run directory, if there is one, with "
-        "the run's settings where no other are given",
+        help="continue from the newest complete checkpoint of the run directory, if there is one, "
+        "with the run's settings except for those given here",
     )
     parser.add_argument(
         "--init-from",
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights to start from, .safetensors or .pt (hpcgnn export, or model.state_dict())",
     )
     parser.add_argument(
-        "--config", default=None, metavar="FILE", help="settings: TOML, or a run's config.json"
+        "--config", default=None, metavar="FILE", help="settings file: TOML, or a run's config.json"
     )
     parser.add_argument(
         "--profile",
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log",
         choices=("tensorboard",),
-        help="also write each epoch's numbers to RUN_DIR/tensorboard; --resume goes on with it",
+        help="also write each epoch's numbers to RUN_DIR/tensorboard; --resume continues it",
     )
     add_options(parser)
 
@@ -109,7 +109,8 @@ def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:
         return source, Path(args.run_dir or Path("runs") / source.name.split(".")[0])
     if args.run_dir is None or not args.resume:
         raise InputError(
-            "name the graph or partition file to train on; a run goes on without it by --resume RUN"
+            "name the graph or partition file to train on; to continue a run without naming it, "
+            "use --resume RUN"
         )
     from hpcgnn.train.run import last_source
 
@@ -170,7 +171,7 @@ def _train(
         if trainer.start == 0:
             _init_from(args.init_from, trainer.model, graph, comm, display)
         elif comm.rank == 0:
-            display.note(f"goes on from epoch {trainer.start}, not from {args.init_from}")
+            display.note(f"continues from epoch {trainer.start}, not from {args.init_from}")
     if trainer.begins:
         write_config(run_dir, comm, config)
     note_start(run_dir, graph, from_epoch=trainer.epoch, source=source, parts=partition)

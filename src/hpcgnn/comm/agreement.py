@@ -88,7 +88,7 @@ def require_same_file(comm: Communicator, path: Path, what: str) -> None:
         try:
             if not path.is_file():
                 raise InputError(
-                    "is no regular file" if path.exists() else "no such file", file=path
+                    "is not a regular file" if path.exists() else "no such file", file=path
                 )
             with path.open("rb") as file:
                 while piece := file.read(_PIECE):

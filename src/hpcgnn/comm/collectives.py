@@ -60,7 +60,7 @@ _FOLDS: dict[str, np.ufunc] = {"sum": np.add, "min": np.minimum, "max": np.maxim
 def fold(op: str) -> np.ufunc:
     """Return the numpy operation of "sum", "min" or "max"; raise CommunicationError for another."""
     if op not in _FOLDS:
-        raise CommunicationError(f"no reduction named {op!r}: use sum, min or max")
+        raise CommunicationError(f"no reduction is called {op!r}: use sum, min or max")
     return _FOLDS[op]
 
 

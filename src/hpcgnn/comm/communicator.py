@@ -303,7 +303,7 @@ class Communicator:
         begins_P = np.cumsum(lengths_P) - lengths_P
         total = int(lengths_P.sum())
         if total > collectives.LARGEST_MESSAGE:
-            raise CommunicationError(f"{place}: {total} bytes are too many to gather everywhere")
+            raise CommunicationError(f"{place}: {total} bytes are too many to gather on every rank")
         data = np.empty(total, np.uint8)
         self._wait(self.mpi.Iallgatherv(own, [data, lengths_P, begins_P, MPI.BYTE]), place)
         return [

@@ -212,7 +212,7 @@ class Exchange:
     def _check_open(self) -> None:
         if self._given_up:
             raise CommunicationError(
-                f"{self.where!r} was given up, since another operation began before its end"
+                f"{self.where!r} was abandoned, since another operation began before it ended"
             )
 
     @property
@@ -343,11 +343,11 @@ class Exchange:
             return
         if came == num_bytes:
             return
-        what = f"gave up {self.where!r} after an error of its own"
+        what = f"abandoned {self.where!r} after an error of its own"
         if came:
             what = (
-                f"sent {came} bytes in {self.where!r}, not {num_bytes}: it is at "
-                "another place of the program"
+                f"sent {came} bytes in {self.where!r}, not {num_bytes}: it is at another place in "
+                "the program"
             )
         raise CommunicationError(f"rank {peer} {what}")
 

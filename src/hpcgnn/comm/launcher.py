@@ -46,7 +46,7 @@ def is_forgone() -> bool:
     if said is None:
         return False
     if said != "none":
-        raise InputError(f"{FORGONE} is none, or not set", value=said)
+        raise InputError(f"{FORGONE} must be none or unset", value=said)
     if launched()[1] > 1:
         raise InputError(f"{FORGONE}=none is for one process: unset it", value=launched()[1])
     return True

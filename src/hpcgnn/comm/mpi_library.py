@@ -60,7 +60,7 @@ def _initialise() -> None:
     with kept_handlers(), ended_start.told(), bounded_start(who):
         failed = start(None, None, int(MPI.THREAD_SERIALIZED), ctypes.byref(provided))
     if failed:
-        raise InputError(f"MPI can't be started: MPI_Init_thread returns {failed}")
+        raise InputError(f"MPI can't be started: MPI_Init_thread returned {failed}")
     for whole in (MPI.COMM_WORLD, MPI.COMM_SELF):
         whole.Set_errhandler(MPI.ERRORS_RETURN)
 

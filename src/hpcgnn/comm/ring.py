@@ -50,7 +50,8 @@ class Ring:
             raise InputError("--prefetch must be an integer of at least 1", value=prefetch)
         if not _is_count(halo_buffer) or halo_buffer < LEAST_BUFFER:
             raise InputError(
-                "--halo-buffer must be bytes, at least 4 KiB, as an integer", value=halo_buffer
+                "--halo-buffer must be an integer number of bytes, at least 4 KiB",
+                value=halo_buffer,
             )
         self.comm = comm
         self.halo_buffer = halo_buffer

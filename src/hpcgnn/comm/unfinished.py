@@ -99,8 +99,8 @@ class Unfinished:
             self._refusal = error
         else:
             self._refusal = CommunicationError(
-                f"{where!r} was left by {type(error).__name__} amid messages, so the ranks are out "
-                "of step: end the job"
+                f"{where!r} was interrupted by {type(error).__name__} while messages were under "
+                "way, so the ranks are out of step: end the job"
             )
         if isinstance(error, Exception):  # other ranks receive a signal themselves
             self._tell(str(self._refusal))
@@ -183,11 +183,11 @@ class Unfinished:
         some_failed, some_ended, place, negative = verdict.all_P4.max(axis=0).tolist()
         if some_failed and some_ended:
             return (
-                f"some ranks gave up {verdict.where!r} after an error and the others went on, so "
-                "their results don't fit together"
+                f"some ranks abandoned {verdict.where!r} after an error and the others continued, "
+                "so their results are inconsistent"
             )
         if place != -negative:
-            return f"the ranks are out of step: not all came to {verdict.where!r}"
+            return f"the ranks are out of step: not all reached {verdict.where!r}"
         return ""
 
 

@@ -125,7 +125,7 @@ def start(timeout: float | None = None) -> Communicator:
         library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
         raise InputError(
             f"mpiexec or srun started {size} processes, but MPI sees one: mpi4py uses {library}; "
-            "start the job with the mpiexec of that library (srun: the right --mpi)"
+            "start the job with that library's mpiexec (srun: with the right --mpi)"
         )
     from hpcgnn.comm.communicator import Communicator
 

@@ -246,7 +246,7 @@ def without_edges(graph: PartitionedGraph, hidden_E: Tensor) -> PartitionedGraph
     if graph.symmetric:
         with agreed(graph.comm, "hide edges"):
             if any(not torch.equal(a, b) for a, b in zip(hidden, reversed_hidden, strict=True)):
-                raise InputError("an undirected edge is split otherwise in its two directions")
+                raise InputError("the two directions of an undirected edge are in different splits")
     in_edges = _filtered(graph.in_edges, hidden)
     left = graph.comm.allreduce(int((~hidden_E).sum()), where="hide edges")
     return replace(
@@ -280,7 +280,7 @@ def _keys(block: Block) -> Tensor:
 def _check_parallel(block: Block, hidden: Tensor) -> None:
     keys = _keys(block)
     if bool(torch.isin(keys[hidden], keys[~hidden]).any()):
-        raise InputError("of several edges between the same two nodes some have another split")
+        raise InputError("several edges between the same two nodes are in different splits")
 
 
 def _reversed(graph: PartitionedGraph, hidden: list[Tensor]) -> list[Tensor]:

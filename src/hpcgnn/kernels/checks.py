@@ -137,7 +137,7 @@ def attention(block: Block, z: Tensor, heads: int, dropout: EdgeDropout | None) 
         probability(dropout.p)
     if z.dim() != 2 or heads == 0 or z.shape[1] % heads:
         raise InputError(
-            f"kernels: z must have a number of columns that {heads} heads divide",
+            f"kernels: the number of columns of z must be a multiple of {heads} heads",
             value=tuple(z.shape),
         )
 

@@ -94,7 +94,9 @@ def _check_sums(sums: Sums, x_NF: Tensor) -> None:
         parts = sums.divisor_NH.shape[1]
         checks.matrix("divisor", sums.divisor_NH, like=x_NF, rows=rows, width=parts, dtype=wide)
         if parts == 0 or width % parts:
-            raise InputError(f"kernels: the divisor's columns must divide {width}", value=parts)
+            raise InputError(
+                f"kernels: the divisor's number of columns must divide {width}", value=parts
+            )
 
 
 def _same_shape(name: str, tensor: Tensor, like: Tensor) -> None:

@@ -55,7 +55,7 @@ def gat_forward(
         _check_whole(block, z)
     if softmax.loops:
         if takes_whole_blocks(z.device):
-            raise InputError("kernels: loops of a softmax are for a GPU")
+            raise InputError("kernels: self-loops in a softmax are only for a GPU")
         _check_loops(block, scoring)
     backend(z.device).gat_forward(
         block, sources, t_NH, softmax, scoring, checks.row_range(block, rows)
@@ -120,7 +120,7 @@ def _check_whole(block: Block, z: Tensor) -> None:
     """Check that the block has all rows, some perhaps without edges, and is on a CPU."""
     if block.rows is not None or not takes_whole_blocks(z.device):
         raise InputError(
-            "kernels: start, and adds=False without loops, are for a CPU's whole blocks"
+            "kernels: start, and adds=False without loops, are only for blocks of all rows on a CPU"
         )
 
 

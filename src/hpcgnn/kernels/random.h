@@ -1,5 +1,5 @@
 // Random numbers without state: a hash of (seed, epoch, layer, node ids, lane), the same in C++ and
-// in CUDA, on every number of ranks and in whatever order nodes and edges are visited.
+// in CUDA, on every number of ranks and for any order of nodes and edges.
 #pragma once
 
 #ifdef __CUDACC__
@@ -33,7 +33,7 @@ HPCGNN_HD hpcgnn_u64 hpcgnn_node_state(hpcgnn_u64 stream, hpcgnn_u64 id) {
     return hpcgnn_mix64(id * HPCGNN_GOLDEN + stream);
 }
 
-// The part of an edge's state that its destination gives; the edge's state is the sum of both, so
+// The destination's part of an edge's state; the edge's state is the sum of both parts, so
 // that i -> j and j -> i differ.
 HPCGNN_HD hpcgnn_u64 hpcgnn_destination_state(hpcgnn_u64 stream, hpcgnn_u64 id) {
     return hpcgnn_mix64(id * HPCGNN_GOLDEN + ~stream);

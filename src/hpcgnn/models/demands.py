@@ -69,9 +69,9 @@ def check_host_features(settings: ModelSettings, *, adversarial: bool) -> None:
     adds_first = adds_first and settings.blocks == "plain"
     if adds_first or settings.embedding or adversarial:
         raise InputError(
-            "--features-on host needs a model that multiplies the features before all else: "
-            "gcn, sage (but --aggr max and min), gat, gatv2, transformer, sgc, appnp, dagnn, or "
-            "--block res or res+, without --embedding and --adversarial-steps"
+            "--features-on host needs a model whose first operation multiplies the features: gcn, "
+            "sage (but --aggr max and min), gat, gatv2, transformer, sgc, appnp, dagnn, or --block "
+            "res or res+, without --embedding and --adversarial-steps"
         )
 
 

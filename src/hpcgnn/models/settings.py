@@ -48,7 +48,7 @@ class ModelSettings(Section):
         others=rf"{OWN}|.+\.py:[A-Za-z_]\w*",
         shown_others="FILE.py:NAME",
     )
-    model_args: str = defining("", "for a model of your own: `hidden=64,layers=4`")
+    model_args: str = defining("", "arguments for a model of your own: `hidden=64,layers=4`")
     layers: int = defining(3, "message-passing layers", least=1, most=1000)
     hidden: int = defining(256, "hidden width (over all heads)", least=1, most=1 << 16)
     aggr: str = defining(
@@ -59,7 +59,10 @@ class ModelSettings(Section):
     )
     heads: int = defining(4, "attention heads", least=1, most=1024)
     output_heads: int = defining(
-        0, "attention heads of a last convolution, averaged; 0: as --heads", least=0, most=1024
+        0,
+        "attention heads of a last convolution, averaged; 0: the same as --heads",
+        least=0,
+        most=1024,
     )
     dropout: float = defining(0.5, "dropout probability between layers", share=True)
     input_dropout: float = defining(0.0, "dropout probability on the input features", share=True)
@@ -67,7 +70,7 @@ class ModelSettings(Section):
     norm: str = defining(
         "none", "normalisation between layers", ("none", "layer", "batch", "graph")
     )
-    activation: str = defining("relu", "between layers", ("relu", "elu"))
+    activation: str = defining("relu", "activation between layers", ("relu", "elu"))
     residual: bool = defining(False, "add a linear map of each layer's input to its output")
     block: str = defining(
         "auto",
@@ -85,8 +88,8 @@ class ModelSettings(Section):
     )
     ignore: str = defining(
         "none",
-        "what the graph holds and the model shall not read: weights, edge-features, relations, "
-        "types, features, with commas between",
+        "what the graph holds and the model should ignore: weights, edge-features, relations, "
+        "types, features, separated by commas",
     )
     power: int = defining(10, "APPNP, SGC, DAGNN: propagation steps", least=1, most=10_000)
     teleport: float = defining(0.1, "APPNP: teleport probability", least=0, most=1)
@@ -121,5 +124,5 @@ class ModelSettings(Section):
             )
         if self.ignore != "none" and set(self.ignore.split(",")) - set(_IGNORABLE):
             raise InputError(
-                f"--ignore takes {', '.join(_IGNORABLE)}, with commas between", value=self.ignore
+                f"--ignore takes {', '.join(_IGNORABLE)}, separated by commas", value=self.ignore
             )

@@ -236,7 +236,7 @@ class DeepGCNLayer(torch.nn.Module):
         check_keywords(self, given, block=_BLOCKS, ckpt_grad=(False,))
         if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
             raise InputError(
-                "DeepGCNLayer: this norm would see one rank's nodes alone; take hpcgnn.nn.BatchNorm"
+                "DeepGCNLayer: this norm would see only one rank's nodes; use hpcgnn.nn.BatchNorm"
             )
         self.conv, self.norm, self.act, self.block = conv, norm, act, block.lower()
         self.drop = Dropout(dropout, layer)

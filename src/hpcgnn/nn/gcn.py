@@ -66,7 +66,7 @@ class GCNConv(torch.nn.Module):
         super().__init__()
         check_keywords(self, keywords, aggr=("add", "sum"))
         if add_self_loops and not normalize:
-            raise InputError("GCNConv: add_self_loops needs normalize; leave one of them out")
+            raise InputError("GCNConv: add_self_loops needs normalize=True")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.improved, self.normalize = improved, normalize
         self.add_self_loops = normalize if add_self_loops is None else add_self_loops
@@ -224,9 +224,9 @@ def _check_degrees(graph: PartitionedGraph, degree_N: Tensor, blocks: Sequence[B
         graph,
         wrong_N,
         degree_N,
-        "the weights into {count} nodes, self-loop included, sum to no finite number above 0 (node "
-        "{node} is the first), so they can't be normalised; use weights above 0, or a model "
-        "without this normalisation",
+        "the weights into {count} nodes, self-loops included, do not sum to a finite number above "
+        "0 (node {node} is the first), so they can't be normalised; use weights above 0, or a "
+        "model without this normalisation",
     )
 
 

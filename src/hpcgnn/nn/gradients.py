@@ -43,14 +43,14 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
         alone = unsynchronised(model)
         if alone and comm.rank == 0:
             warn(
-                f"hpcgnn: warning: the model's {', '.join(alone)} normalises with the nodes of one "
-                f"rank alone: {SYNCHRONISED}"
+                f"hpcgnn: warning: the model's {', '.join(alone)} normalises over the nodes of one "
+                f"rank only: {SYNCHRONISED}"
             )
     if add_up(list(model.parameters()), comm):
         return
     found = first_not_finite(model.named_parameters(), comm)
     where = "the sum over the ranks" if found is None else f"{found[0]} on rank {found[1]}"
-    raise NumericalError(f"a gradient is not finite, that of {where}: lower the learning rate")
+    raise NumericalError(f"the gradient of {where} is not finite: lower the learning rate")
 
 
 def require_same_weights(model: torch.nn.Module, comm: Communicator) -> None:

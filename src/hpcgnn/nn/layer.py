@@ -67,7 +67,7 @@ def hops_of(module: torch.nn.Module) -> int | None:
             if "forward" in vars(kind):
                 break
     if found is not None and (not isinstance(found, int) or found < 0):
-        raise InputError(f"{type(module).__name__}: hops must be a number from 0", value=found)
+        raise InputError(f"{type(module).__name__}: hops must be at least 0", value=found)
     return found
 
 

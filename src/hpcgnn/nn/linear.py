@@ -205,8 +205,8 @@ class Embedding(torch.nn.Module):
     def forward(self, graph: PartitionedGraph) -> Tensor:
         if not isinstance(graph, PartitionedGraph) or len(self.weight) != graph.num_local_nodes:
             raise InputError(
-                f"Embedding: has rows for {len(self.weight)} nodes: call it with the part that it "
-                "was made for"
+                f"Embedding: it has rows for {len(self.weight)} nodes: call it with the part that "
+                "it was made for"
             )
         return self.weight
 

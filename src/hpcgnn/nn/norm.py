@@ -20,7 +20,7 @@ from hpcgnn.sar.autograd import first_order
 # Norms of PyTorch Geometric with statistics over nodes; its BatchNorm contains torch's.
 _OVER_NODES = ("DiffGroupNorm", "GraphNorm", "InstanceNorm", "MeanSubtractionNorm", "PairNorm")
 SYNCHRONISED = (
-    "hpcgnn.convert_norms(model, graph) makes batch normalisation go over all ranks, and so does "
+    "hpcgnn.convert_norms(model, graph) makes batch normalisation cover all ranks, as does "
     "hpcgnn.nn.GraphNorm"
 )
 _SLAB, _GPU_SLAB = 1 << 12, 1 << 18  # rows converted to float64 at a time
@@ -310,7 +310,7 @@ class BatchNorm1d(torch.nn.BatchNorm1d):
     def of(norm: TorchBatchNorm, comm: Communicator) -> BatchNorm1d:
         if not isinstance(norm, torch.nn.BatchNorm1d):
             raise InputError(
-                f"{type(norm).__name__} can't be made to go over all ranks: only BatchNorm1d"
+                f"{type(norm).__name__} can't be made to cover all ranks: only BatchNorm1d can"
             )
         made = BatchNorm1d(norm.num_features, norm.eps, norm.momentum, affine=False)
         made.affine, made.track_running_stats = norm.affine, norm.track_running_stats

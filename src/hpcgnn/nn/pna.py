@@ -190,7 +190,9 @@ class DegreeScales(torch.nn.Module):
     def __init__(self, deg: Tensor, train_norm: bool) -> None:
         super().__init__()
         if not isinstance(deg, Tensor) or deg.dim() != 1 or not float(deg.sum()) > 0:
-            raise InputError("PNAConv: deg must say how many nodes have 0, 1, 2 ... in-edges")
+            raise InputError(
+                "PNAConv: deg must give the numbers of nodes with 0, 1, 2 ... in-edges"
+            )
         share = deg.detach().double().cpu() / deg.sum().item()
         degrees = torch.arange(len(share), dtype=torch.float64, device=share.device)
         self.initial = float((share * degrees).sum()), float((share * (degrees + 1).log()).sum())

@@ -54,7 +54,7 @@ def threads(repeatable: bool) -> int:
 def kaminpar_lacks(comm: Communicator, problem: Problem) -> str:
     """Return what KaMinPar lacks for this graph, its package or memory, or "". Collective."""
     if not comm.broadcast(is_there(), where="find KaMinPar"):
-        return "the package kaminpar isn't there (pip install kaminpar)"
+        return "the package kaminpar is not installed (pip install kaminpar)"
     needed = kaminpar_bytes(problem.num_nodes, most_neighbours(comm, problem.edges))
     short = shortage(comm, needed if comm.rank == 0 else 0)
     return f"KaMinPar would need about {short}" if short else ""
@@ -69,7 +69,7 @@ def kaminpar_parts(comm: Communicator, problem: Problem) -> Array:
         HpcgnnError: KaMinPar failed, or its process was killed.
     """
     if problem.options.balance_train:
-        raise InputError("KaMinPar balances one weight only: leave out --train-balance")
+        raise InputError("KaMinPar balances only one weight: leave --train-balance out")
     with agreed(comm, "find KaMinPar"):
         if comm.rank == 0 and not is_there():
             raise InputError(
@@ -100,7 +100,7 @@ def _scratch(comm: Communicator) -> Iterator[Path | None]:
                 folder = tempfile.TemporaryDirectory(prefix="hpcgnn-")
             except OSError as error:
                 raise OutputError(
-                    f"no temporary folder can be made: {error.strerror}: set TMPDIR",
+                    f"no temporary folder can be created: {error.strerror}: set TMPDIR",
                     file=os.environ.get("TMPDIR", "/tmp"),
                 ) from error
     try:
@@ -178,7 +178,7 @@ def _result(folder: Path, process: subprocess.Popen[bytes], problem: Problem) ->
         )
     if status:
         said = (folder / kaminpar_process.OUTPUT).read_text(errors="replace").strip().splitlines()
-        raise HpcgnnError(f"KaMinPar gave up with status {status}: {' '.join(said[-1:])[:200]}")
+        raise HpcgnnError(f"KaMinPar failed with status {status}: {' '.join(said[-1:])[:200]}")
     part = np.load(folder / kaminpar_process.RESULT, allow_pickle=False)
     if part.shape != (problem.num_nodes,) or not 0 <= part.min() <= part.max() < problem.num_parts:
         raise HpcgnnError(f"KaMinPar returned parts outside 0 .. {problem.num_parts - 1}")
@@ -187,7 +187,11 @@ def _result(folder: Path, process: subprocess.Popen[bytes], problem: Problem) ->
 
 def _told(folder: Path, options: PartitionOptions, seconds: float) -> str:
     count = threads(options.repeatable)
-    also = "" if count == 1 else "; parts differ from run to run, --repeatable takes one thread"
+    also = (
+        ""
+        if count == 1
+        else "; parts differ from run to run (--repeatable: one thread, the same parts)"
+    )
     peak = int((folder / kaminpar_process.PEAK).read_text())
     return (
         f"KaMinPar: quality {options.quality}, {count} thread{'s' * (count > 1)}{also}; "

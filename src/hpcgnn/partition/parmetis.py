@@ -70,13 +70,13 @@ def parmetis_parts(comm: Communicator, problem: Problem) -> Array:
     library = binding.load(comm, narrow=is_narrow(comm, problem))
     if problem.options.balance_train and not library.can_balance_several:
         raise InputError(
-            "PT-Scotch balances one weight only: leave out --train-balance", file=library.path
+            "PT-Scotch balances only one weight: leave --train-balance out", file=library.path
         )
     most = max(1, min(comm.size, problem.num_nodes // _ROWS_PER_CALLER))
     callers = _fitting(comm, MemoryNeed.of(comm, problem, library.index_bytes), most)
     if callers < most:
         problem.notes.append(
-            f"ParMETIS runs on {callers} of {comm.size} ranks: on more it would not fit the memory"
+            f"ParMETIS runs on {callers} of {comm.size} ranks: on more it would not fit into memory"
         )
     slabs = Slabs(comm, problem.edges.lo, problem.edges.hi, problem.num_nodes)
     bounds = _bounds(comm, slabs, callers)

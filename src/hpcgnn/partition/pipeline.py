@@ -153,8 +153,8 @@ def _opened(comm: Communicator, path: Path, num_parts: int) -> GraphFile:
         graph = GraphFile(path)
         if num_parts > graph.num_nodes:
             raise InputError(
-                f"{num_parts} parts of {graph.num_nodes} nodes would leave parts empty: "
-                f"ask for at most {graph.num_nodes}",
+                f"{num_parts} parts of {graph.num_nodes} nodes would leave parts empty: use at "
+                f"most {graph.num_nodes}",
                 file=path,
             )
     return graph
@@ -188,7 +188,7 @@ def _cut(
     if options.refine == "volume":
         with comm.at("refine"), display.stage("refine"):
             owner = refine_volume(comm, problem, owner)
-    compared = "random partition to compare with"
+    compared = "random partition for comparison"
     with comm.at(compared), display.stage(compared):
         random = random_numbers(comm, problem)
     return _Cut(method, owner, random.summary(), problem.notes)
@@ -207,19 +207,19 @@ def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
     Collective.
     """
     if problem.num_parts == 1 or problem.num_nodes < _FEWEST * problem.num_parts:
-        return "block", "auto takes block: there is next to nothing to cut"
+        return "block", "auto takes block: with one part or few nodes there is nothing to optimise"
     if problem.options.balance_train:
-        return "parmetis", "auto takes parmetis: it alone spreads the training nodes"
+        return "parmetis", "auto takes parmetis: only it balances the training nodes"
     missing = scotch = ""
     try:
         library = binding.load(comm, narrow=is_narrow(comm, problem))
         short = MemoryNeed.of(comm, problem, library.index_bytes).shortage(comm, comm.size)
         if library.scotch:
-            scotch = missing = "only PT-Scotch's ParMETIS is there"
+            scotch = missing = "only PT-Scotch's ParMETIS is installed"
         elif short is not None:
             missing = f"ParMETIS would need about {short}"
         else:
-            return "parmetis", f"auto takes parmetis: it is there and fits ({library})"
+            return "parmetis", f"auto takes parmetis: it is installed and fits ({library})"
     except InputError as error:
         reason = str(error).removesuffix(f", {binding.OTHERWISE}")
         missing = f"ParMETIS can't be used ({reason})"

@@ -206,8 +206,8 @@ def verdict(report: dict[str, Any]) -> str:
     if share >= _USELESS:
         others = [name for name in ("parmetis", "kaminpar") if name != report["method"]]
         return (
-            f"{text}: these parts are of little use; try --method {' or '.join(others)}, "
-            "--refine volume, or fewer parts (a graph without communities has no better ones)"
+            f"{text}: this partition saves little; try --method {' or '.join(others)}, --refine "
+            "volume, or fewer parts (a graph without communities has no better partition)"
         )
     if report["communication_volume_max"] * parts > _UNEVEN * volume:
         return f"{text}, the busiest part {_UNEVEN} times its share: --refine volume evens it out"

@@ -237,7 +237,7 @@ def _scores(runs: Sequence[RunFiles], metric: str) -> Drawing | None:
 
 
 def _time(run: RunFiles, suffix: str) -> Drawing:
-    title = f"Where the seconds of an epoch go{_of(run, suffix)}"
+    title = f"Time per epoch by phase{_of(run, suffix)}"
     figure, axes = _figure(title)
     records = _thinned(run)
     epochs = [record["epoch"] for record in records]

@@ -57,7 +57,7 @@ def page(runs: Sequence[RunFiles], drawings: Iterable[Drawing]) -> str:
     names = ", ".join(run.folder.name for run in runs)
     parts = [f"<h1>{_text(names)}</h1>"]
     if len(runs) > 1:
-        parts += ["<h2>Beside each other</h2>", _comparison(runs)]
+        parts += ["<h2>Comparison</h2>", _comparison(runs)]
     else:
         parts.append(_facts(runs[0]))
     shown = "".join(
@@ -190,7 +190,9 @@ def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
     if not alone and folder.is_symlink():
         raise InputError("is a link: choose another place with -o", file=folder)
     if not alone and folder.exists() and not folder.is_dir():
-        raise InputError("is no folder: name one, or a page that ends in .html", file=folder)
+        raise InputError(
+            "is not a folder: name a folder, or a page that ends in .html", file=folder
+        )
     replaces = _check(target, force)
     drawings = draw(runs, metric_of(runs[0]))
     if not replaces and not alone:
@@ -224,10 +226,10 @@ def _check_ours(path: Path, sign: str, what: str, force: bool) -> None:
         ours = sign.encode() in file.read(_START)
     if not ours:
         raise InputError(
-            f"exists and is no {what} of hpcgnn report: choose another place with -o", file=path
+            f"exists and is not a {what} of hpcgnn report: choose another place with -o", file=path
         )
     if not force:
-        raise InputError("exists already: choose another place, or say --force", file=path)
+        raise InputError("exists already: choose another place, or use --force", file=path)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -138,10 +138,10 @@ def _checked(line: Line, path: Path) -> dict[str, Any]:
         try:
             line.text.decode()
         except UnicodeDecodeError:
-            raise InputError(f"line {line.number} is no text", file=path) from None
+            raise InputError(f"line {line.number} is not text", file=path) from None
         raise InputError(
-            f"line {line.number} is torn or no record of an epoch; `hpcgnn train --resume` drops "
-            "it",
+            f"line {line.number} was cut off or is not a record of an epoch; `hpcgnn train "
+            "--resume` drops it",
             file=path,
         )
     record |= {n: None for n in SETS if record.get(n) != record.get(n)}  # undefined: no JSON
@@ -153,7 +153,7 @@ def _checked(line: Line, path: Path) -> dict[str, Any]:
         ends = value if isinstance(value, dict) else {}
         if not all(is_number(ends.get(end)) for end in ("min", "mean", "max")):
             raise InputError(
-                f"line {line.number} is no record of an epoch: must be a number",
+                f"line {line.number} is not a record of an epoch: must be a number",
                 file=path,
                 dataset=name,
                 value=value,

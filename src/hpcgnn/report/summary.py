@@ -181,8 +181,8 @@ def _status(run: RunFiles) -> str:
     if type(asked) is int and last >= asked:
         return "finished"
     if type(patience) is int and patience and len(run.records) > patience:
-        return "finished by patience, or running"
-    return "running, or ended without a message" if asked is not None else "unknown"
+        return "finished by patience, or still running"
+    return "still running, or ended without a message" if asked is not None else "unknown"
 
 
 def as_text(content: dict[str, Any]) -> list[str]:
@@ -197,7 +197,7 @@ def as_text(content: dict[str, Any]) -> list[str]:
     if content["epochs_missing"]:
         rows["no record of"] = f"epoch {content['epochs_missing']}"
     if content["records_repeated"]:
-        rows["repeated"] = f"{content['records_repeated']} records, of which the last counts"
+        rows["repeated"] = f"{content['records_repeated']} records, of which the last one counts"
     width = max(map(len, rows))
     return [f"{content['run_dir']}:", *(f"  {k.ljust(width)}  {v}" for k, v in rows.items())]
 
@@ -216,8 +216,8 @@ def _measured(content: dict[str, Any]) -> dict[str, str]:
         "seconds per epoch": f"mean {content['epoch_seconds_mean']:.3f}, "
         f"median {content['epoch_seconds_median']:.3f}",
         "of that": f"forward {percent(content['forward_share'])}, "
-        f"backward {percent(content['backward_share'])}; "
-        f"of it all, waiting for messages {percent(content['wait_share'])}",
+        f"backward {percent(content['backward_share'])}; of the whole epoch, waiting "
+        f"for messages {percent(content['wait_share'])}",
         "sent per epoch": f"{content['bytes_per_epoch_and_rank'] / 1e6:,.1f} MB per rank",
         "peak memory": f"{content['peak_memory_bytes_max'] / 1e6:,.1f} MB on the largest rank, "
         "imports included",

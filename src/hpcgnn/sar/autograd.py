@@ -57,10 +57,10 @@ def _changes_explained() -> Iterator[None]:
         if "modified by an inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            "a layer of hpcgnn reads in backward what it was given, and attention what it "
-            "returned, but that was changed in place: before and behind it take operations that "
-            "make a new tensor (torch.relu(x) for relu_ and ReLU(inplace=True), y = y + b for "
-            f"y += b). torch says: {error}"
+            "in backward a layer of hpcgnn reads its input, and attention also its output, but one "
+            "of these was changed in place: before and after the layer use operations that make a "
+            "new tensor (torch.relu(x) for relu_ and ReLU(inplace=True), y = y + b for y += b). "
+            f"torch says: {error}"
         ) from None
 
 
@@ -74,8 +74,8 @@ class _Refusal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(
-            "a layer of hpcgnn was differentiated twice, which its backward can't serve: leave out "
-            "create_graph, or compute this penalty without second derivatives"
+            "a layer of hpcgnn was differentiated twice, which its backward doesn't support: leave "
+            "out create_graph, or compute this penalty without second derivatives"
         )
 
 

@@ -41,7 +41,7 @@ def check_rows(
         )
     device = graph.node_ids.device
     if isinstance(x, Tensor) and x.device != device:
-        raise InputError(f"{who}: must be on {device}, as the graph", value=str(x.device))
+        raise InputError(f"{who}: must be on {device}, like the graph", value=str(x.device))
 
 
 def check_features(
@@ -57,8 +57,8 @@ def check_features(
         raise InputError(f"{who}: needs dense features on the device", value=type(x).__name__)
     if not isinstance(x, Tensor | SparseRows | HostRows):
         raise InputError(
-            f"{who}: must be a tensor, or features as a graph holds them; "
-            "torch.from_numpy(x) makes one of an array",
+            f"{who}: must be a tensor, or a graph's features; torch.from_numpy(x) converts an "
+            "array",
             value=type(x).__name__,
         )
     shape = tuple(x.shape)
@@ -72,7 +72,7 @@ def check_features(
             raise InputError(f"{who}: is {names}; call x.to(weight.dtype)")
     if like is not None and like.dtype == torch.float16 and like.device.type == "cpu":
         raise InputError(
-            f"{who}: has weights in float16, in which no layer computes on a CPU; call "
+            f"{who}: has weights in float16, which no layer supports on a CPU; call "
             "model.float(), and torch.autocast with bfloat16, or --precision bf16, for less memory"
         )
     if len(shape) != 2 or width not in (-1, shape[1]):

@@ -149,8 +149,8 @@ class _Call:
         self.graph.execution.newest = None
         if len(self.found) != self.count or not _alike(_sample(again), self.sample):
             raise RuntimeError(
-                "hpcgnn: what is computed again in backward is not what it was: a function of "
-                "nn.recomputed must give the same each time"
+                "hpcgnn: the result recomputed in backward differs from the first: a function of "
+                "nn.recomputed must give the same result each time"
             )
 
     def _keep(self, tensor: Tensor) -> None:
@@ -177,12 +177,12 @@ def _alike(found: Tensor, expected: Tensor) -> bool:
 def _changed() -> RuntimeError:
     return RuntimeError(
         "one of the variables needed for gradient computation has been modified by an inplace "
-        "operation, before nn.recomputed computed in backward again what it was for"
+        "operation, before nn.recomputed ran its function again in backward"
     )
 
 
 def _none(nothing: None) -> Tensor:
-    raise RuntimeError("hpcgnn: what is computed again in backward was differentiated itself")
+    raise RuntimeError("hpcgnn: a result recomputed in backward was itself differentiated")
 
 
 def _precision(device: str) -> Callable[[], AbstractContextManager[object]]:

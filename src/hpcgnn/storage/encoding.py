@@ -96,7 +96,7 @@ class Encoding:
             encoding = cls(**found)
             encoding._check()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise place.error(f"is no description of tables: {str(error)[:80]}") from None
+            raise place.error(f"is not a description of tables: {str(error)[:80]}") from None
         return encoding
 
     def _check(self) -> None:

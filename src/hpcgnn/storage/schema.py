@@ -138,7 +138,7 @@ def as_labels(values: np.ndarray, place: Place) -> np.ndarray:
         with np.errstate(over="ignore"):
             return values.astype(np.float32, copy=False)
     if values.dtype == np.uint64 and values.size and int(values.max()) >= 1 << 63:
-        raise place.error("must fit into 64 bits with sign", int(values.max()))
+        raise place.error("must fit in signed 64-bit integers", int(values.max()))
     whole = values.astype(np.int64, copy=False)
     return whole if whole.ndim == 1 else np.clip(whole, -2, 2).astype(np.int8)  # -2, 2: refused
 

@@ -22,7 +22,7 @@ from hpcgnn.tasks.task import LABELS, Labelled, checked
 from hpcgnn.tasks.values import VALUE_METRICS, Regression
 
 _MOST_OUTPUTS = 1 << 24
-_NOTHING = "nothing can be learned from it (convert: --label COLUMN, --split-ratio 8,1,1)"
+_NOTHING = "there is nothing to learn (convert: --label COLUMN, --split-ratio 8,1,1)"
 
 _OF_EDGES = "; of its edges: --task links, or edge-classes where they have labels"
 
@@ -281,7 +281,7 @@ def stored_task(
         known["kind"] = "classes" if former == 0 else "labels" if former == 1 else ""
     if known.get("decoder") == "own":
         raise InputError(
-            "its decoder is known to the program alone that trained it: predict there, by "
+            "only the program that trained it knows its decoder: predict there, by "
             "hpcgnn.predict(..., task=task)",
             file=path,
         )

@@ -50,7 +50,7 @@ class MultiClass(Labelled):
             raise InputError(f"--metric {self.metric} needs two classes", value=self.num_outputs)
         share = self.label_smoothing
         if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
-            raise InputError("label_smoothing must be from 0 to 1", value=share)
+            raise InputError("label_smoothing must be in [0, 1]", value=share)
         if self.class_weights is None:
             return
         self.class_weights = checked_weights(self.class_weights, "class_weights")
@@ -66,14 +66,15 @@ class MultiClass(Labelled):
         most = comm.allreduce(int(answers.max()) if len(answers) else -1, "max", where=_CHECK)
         if most >= self.num_outputs:
             raise InputError(
-                f"the labels of training have class {most}, and the task {self.num_outputs} outputs"
+                f"the training labels include class {most}, but the task has {self.num_outputs} "
+                "outputs"
             )
         if self.class_weights is None:
             return
         own = float(torch.tensor(self.class_weights).double()[answers].sum())
         if comm.allreduce(own, where=_CHECK) == 0:
             raise InputError(
-                "--class-weights are 0 for all classes of training", value=self.class_weights
+                "--class-weights are 0 for all classes in training", value=self.class_weights
             )
 
     def fits(self, answers: Tensor) -> bool:

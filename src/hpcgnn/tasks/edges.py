@@ -107,8 +107,8 @@ class EdgeTask(TaskDefaults):
         labels, splits = graph.edge_labels, graph.edge_split
         if labels is None or splits is None or not self.answer.fits(labels):
             raise InputError(
-                "the graph has no labels of edges that fit, or no split of the edges: "
-                "convert --edge-label COLUMN or --edge-labels, and --link-split, give them"
+                "the graph has no matching edge labels, or no split of the edges: add them with "
+                "convert --edge-label COLUMN or --edge-labels, and --link-split"
             )
         chosen = (splits == SPLITS.index(split) + 1) & self.answer.known(labels)
         rows = torch.nonzero(chosen).flatten()

@@ -247,7 +247,7 @@ class LinkPrediction(TaskDefaults):
         if self._supervision is None or graph.edge_split is not None:
             raise InputError(
                 "link prediction needs a graph whose edges are split (convert --link-split), "
-                "without those of valid and test: task.prepare(graph) gives it"
+                "without the validation and test edges: task.prepare(graph) returns it"
             )
         return self._supervision
 

@@ -95,27 +95,31 @@ class TaskSettings(Section):
 
     kind: str = defining("auto", "what is learned; auto: the labels of nodes", KINDS, option="task")
     target: str = defining(
-        "labels", "what of the nodes is learned: labels, or the name of an array of the nodes"
+        "labels", "what to learn of the nodes: labels, or the name of a node array"
     )
     class_weights: str = told(
-        NONE, "weights of classes in the loss: none, balanced, or numbers with commas between"
+        NONE, "weights of classes in the loss: none, balanced, or numbers separated by commas"
     )
-    label_smoothing: float = told(0.0, "share of a target spread over all classes", share=True)
+    label_smoothing: float = told(
+        0.0, "share of the target that is spread over all classes", share=True
+    )
     positive_weights: str = told(
-        NONE, "several labels: weights of ones in the loss: none, balanced, or one or more numbers"
+        NONE,
+        "several labels: weights of positive labels in the loss: none, balanced, or one or more "
+        "numbers",
     )
-    loss: str = told("mse", "loss of numbers", ("mse", "mae", "huber"))
+    loss: str = told("mse", "loss for numbers", ("mse", "mae", "huber"))
     huber_delta: float = told(1.0, "where the Huber loss becomes linear", least=0, most=1e12)
-    node_weights: str = told(NONE, "name of the array of weights of nodes in the loss of numbers")
+    node_weights: str = told(NONE, "name of the node array with weights in the loss for numbers")
     decoder: str = defining(
-        "dot", "links: the score of two nodes; edges: always mlp", ("dot", "mlp")
+        "dot", "links: how two nodes are scored; edges: always mlp", ("dot", "mlp")
     )
     pair_width: int = defining(
-        64, "width of a node's row that edges and links are read off", least=1, most=1 << 16
+        64, "width of the node rows that edges and links are decoded from", least=1, most=1 << 16
     )
-    negatives: int = told(1, "links: false pairs drawn for a true one", least=1, most=10_000)
+    negatives: int = told(1, "links: negative pairs drawn per true pair", least=1, most=10_000)
     ranked_against: int = defining(
-        100, "links: false pairs that a true one is ranked among", least=1, most=1 << 20
+        100, "links: negative pairs that a true pair is ranked among", least=1, most=1 << 20
     )
     hits_at: int = defining(10, "links: k of the metric hits", least=1, most=1 << 30)
 
@@ -140,7 +144,7 @@ class TaskSettings(Section):
             value = getattr(self, name)
             if kind not in kinds and value != declared(TaskSettings)[name].default:
                 raise InputError(
-                    f"{flag(name)} is for --task {' or '.join(kinds)}, and this is {kind}: "
+                    f"{flag(name)} is for --task {' or '.join(kinds)}, and this task is {kind}: "
                     "leave it out",
                     value=value,
                 )
@@ -174,7 +178,7 @@ def checked_weights(
         found = ()
     if not found or not all(w == 0 or LEAST_WEIGHT <= w <= MOST_WEIGHT for w in found):
         raise InputError(
-            f"{name} takes {also}numbers{' with commas between' if also else ''}, each 0 or from "
+            f"{name} takes {also}numbers{' separated by commas' if also else ''}, each 0 or from "
             f"{LEAST_WEIGHT:.0e} to {MOST_WEIGHT:.0e}",
             value=given if shown is None else shown,
         )

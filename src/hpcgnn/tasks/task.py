@@ -159,12 +159,12 @@ def as_task(own: Any) -> Task:
         if there is None or (name in _METHODS and not callable(there)):
             kind = "method" if name in _METHODS else "attribute"
             raise InputError(
-                f"the task {type(own).__name__} has no {kind} {name}: a task has the methods "
+                f"the task {type(own).__name__} lacks the {kind} {name}: a task has the methods "
                 f"{', '.join(_METHODS)} and the attributes {' and '.join(_ASKED)}"
             )
     if not isinstance(own.metric, str) or not isinstance(own.larger_is_better, bool):
         raise InputError(
-            f"the task {type(own).__name__} must have a text as metric, and True or False as "
+            f"the task {type(own).__name__} must have a string as metric, and True or False as "
             "larger_is_better"
         )
     return cast(Task, _Adapted(own))
@@ -254,7 +254,7 @@ class Labelled(TaskDefaults):
     def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
         answers = self.answers(graph)
         if answers is None:
-            raise InputError(f"the graph has no {self.target} that fit the task")
+            raise InputError(f"the graph has no {self.target} that fits the task")
         return self.share(graph.comm, output, answers[rows], self.weights_of(graph, rows))
 
     def weights_of(self, graph: PartitionedGraph, rows: Tensor) -> Tensor | None:

@@ -69,7 +69,7 @@ class Regression(Labelled):
         found = graph.nodes.get(self.node_weights)
         if found is None or found.dim() != 1:
             raise InputError(
-                f"--node-weights names no array of one number per node: {self.node_weights}"
+                f"--node-weights must name an array of one number per node: {self.node_weights}"
             )
         return found[rows]
 
@@ -84,8 +84,8 @@ class Regression(Labelled):
         wrong, above = graph.comm.allreduce(counts, where="node weights").tolist()
         if wrong or not above:
             raise InputError(
-                f"--node-weights {self.node_weights}: must be finite and at least 0 at all nodes "
-                "of training, and above 0 at one"
+                f"--node-weights {self.node_weights}: must be finite and at least 0 for all "
+                "training nodes, and above 0 for one of them"
             )
 
     def share(

@@ -41,7 +41,7 @@ def file_of_parts(source: Path, comm: Communicator, config: Config, display: Dis
     found = _is_partition_of(target, fingerprint, method)
     if comm.broadcast(found, where="open partition"):
         if comm.rank == 0:
-            display.note(f"partition: {target} (made before)")
+            display.note(f"partition: {target} (made earlier)")
         return target
     with agreed(comm, "open partition"):
         if comm.rank == 0:
@@ -75,7 +75,7 @@ def _check_own(path: Path, method: str) -> None:
         own = False
     if not own:
         raise InputError(
-            f"is no partition that training made of this graph{_by(method)}: train on a partition "
+            f"is not a partition of this graph made by training{_by(method)}: train on a partition "
             "file instead of the graph, or remove this one",
             file=path,
         )

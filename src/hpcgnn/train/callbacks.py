@@ -84,6 +84,7 @@ def _number(name: str, value: Any) -> float | int | str | bool | None:
         number = float(value)
     except (TypeError, ValueError):
         raise InputError(
-            f"a callback added {name} to the record, which is no number", value=type(value).__name__
+            f"a callback added {name} to the record, which is not a number",
+            value=type(value).__name__,
         ) from None
     return number if math.isfinite(number) else None

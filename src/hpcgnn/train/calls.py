@@ -45,8 +45,8 @@ class ModelCall:
         self.order = _order(model)
         if graph.features is None and self.order != "graph":
             raise InputError(
-                f"{type(model).__name__}.forward reads node features, and the graph has none: "
-                "let it take the graph alone"
+                f"{type(model).__name__}.forward reads node features, but the graph has none: let "
+                "it take only the graph"
             )
 
     def raw(self, x_NF: NodeFeatures | None = None) -> Tensor:
@@ -56,7 +56,7 @@ class ModelCall:
         output = self.model(*given[self.order])
         if not isinstance(output, Tensor) or output.dim() == 0:
             raise InputError(
-                f"{type(self.model).__name__}.forward must return a tensor with a row per node",
+                f"{type(self.model).__name__}.forward must return a tensor with one row per node",
                 value=type(output).__name__,
             )
         return output

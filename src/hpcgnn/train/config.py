@@ -62,7 +62,7 @@ class Config:
         found: dict[str, dict[str, Any]] = {name: {} for name in _sections()}
         for name, value in values.items():
             if name not in places:
-                raise TypeError(f"no setting has the name {name}")
+                raise TypeError(f"no setting is called {name}")
             found[places[name].section][places[name].name] = value
         sections: dict[str, Any] = {name: kind(**found[name]) for name, kind in _sections().items()}
         return Config(**sections)
@@ -184,7 +184,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="changes",
         metavar="KEY=VALUE",
-        help="set what a TOML file may, such as optimiser.lr=0.1; over the file, under options",
+        help="set anything that a TOML file can, such as optimiser.lr=0.1; overrides the file, "
+        "overridden by options",
     )
     groups = {name: parser.add_argument_group(f"{name} settings") for name in _sections()}
     for option, place in options().items():
@@ -250,8 +251,8 @@ def resolve(
     model = former.model
     if model.own and model.kind != OWN and "model" not in given:
         raise InputError(
-            "the run is of a model of your own, and what a run directory names isn't run unasked: "
-            f"say --model {printable(model.kind)[:200]}"
+            "the run used a model of your own, and code that a run directory names isn't run "
+            f"unless you ask for it: add --model {printable(model.kind)[:200]}"
         )
     return Config.of(**former.flat() | given)
 
@@ -273,6 +274,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # syntax, too many digits or nesting
-        raise InputError(f"is no {kind}: {error}", file=path) from error
+        raise InputError(f"is not {kind}: {error}", file=path) from error
     from_mapping(values, path)
     return _flattened(values)

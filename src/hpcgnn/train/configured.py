@@ -46,7 +46,7 @@ def configured_trainer(
     """
     if config.model.own and config.streaming.recompute:
         raise InputError(
-            "--recompute is for built-in models: in yours call "
+            "--recompute is for built-in models: in your own model call "
             "hpcgnn.nn.recomputed(graph, layer, x)"
         )
     graph = configure(graph, config)

@@ -41,7 +41,7 @@ def check_regular(path: Path) -> bool:
         mode = path.stat().st_mode
     except FileNotFoundError:
         if path.is_symlink():
-            raise InputError("is a link that leads nowhere: move it away", file=path) from None
+            raise InputError("is a broken link: move it away", file=path) from None
         return False
     except OSError as error:
         raise InputError(f"can't be read: {error.strerror}", file=path) from None
@@ -62,7 +62,7 @@ def lines(path: Path) -> Iterator[Line]:
         while text := file.readline(_LONGEST_LINE + 1):
             number += 1
             if len(text) > _LONGEST_LINE:
-                raise InputError(f"line {number} is no record of an epoch: too long", file=path)
+                raise InputError(f"line {number} is not a record of an epoch: too long", file=path)
             yield Line(number, text.removesuffix(b"\n"), _record(text))
 
 
@@ -261,7 +261,10 @@ class _Found:
         except FileNotFoundError:
             return found
         if found.bad > 1 and not found.kept:
-            raise InputError("holds no record of an epoch: not of a run; move it away", file=path)
+            raise InputError(
+                "holds no record of an epoch, so it does not belong to a run: move it away",
+                file=path,
+            )
         found.tidy &= not found.bad and _ends_with_a_line(path)
         return found
 
@@ -280,14 +283,16 @@ def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
     last = max(found.kept, default=0)
     if last > max(epoch, until):
         raise InputError(
-            f"tells of {last} epochs, of which those after {epoch} would be lost: the newest "
-            f"good checkpoint is of epoch {epoch}; ask for --epochs {last} at least",
+            f"records {last} epochs, of which those after {epoch} would be lost: the newest good "
+            f"checkpoint is of epoch {epoch}; use --epochs {last} or more",
             file=path,
         )
     if epoch and found.bad and not found.kept:
-        raise InputError("holds no record of an epoch: not of a run; move it away", file=path)
+        raise InputError(
+            "holds no record of an epoch, so it does not belong to a run: move it away", file=path
+        )
     if found.bad:
-        warning(f"{path}: {found.bad} lines are torn or no records of epochs: dropped")
+        warning(f"{path}: {found.bad} lines were cut off or are not records of epochs: dropped")
     if missing := gaps(sorted(found.kept), epoch):
         warning(f"{path}: no record of epoch {missing}")
 
@@ -299,10 +304,11 @@ def _check_lost(path: Path, found: _Found) -> None:
         epochs = (config_of(path.parent) or {}).get("epochs")
     if found.saved or type(epochs) is not int or last >= epochs:
         raise InputError(
-            f"tells of {last} epochs, but no checkpoint is left to go on from: bring one back, "
+            f"records {last} epochs, but no checkpoint is left to continue from: restore one, "
             "choose another --run-dir, or move this file away to start again at epoch 1",
             file=path,
         )
     warning(
-        f"{path}: ended after epoch {last}, before the first checkpoint: starts again at epoch 1"
+        f"{path}: the run ended after epoch {last}, before the first checkpoint: starting again at "
+        "epoch 1"
     )

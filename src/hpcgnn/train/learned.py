@@ -85,7 +85,7 @@ class Learned:
             norms = [prefix + name for name in unsynchronised(module)] if comm.size > 1 else []
             if norms:
                 raise InputError(
-                    f"the model's {some(norms)} normalises with the nodes of one rank alone: "
+                    f"the model's {some(norms)} normalises over the nodes of one rank only: "
                     f"{SYNCHRONISED}"
                 )
         for name, parameter in self.named_parameters():
@@ -98,17 +98,17 @@ class Learned:
             if not isinstance(value, Tensor) or value.dtype not in _KEPT:
                 kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(
-                    f"the model's {name} can't be kept in a checkpoint: of type {kind}, not "
+                    f"the model's {name} can't be kept in a checkpoint: its type is {kind}, not "
                     "float32, float64, int64, uint8 or bool; --precision bf16 computes in bfloat16"
                 )
         if loose := self._loose():
             raise InputError(
-                f"the model's {some(loose)} asks for a gradient but is no parameter that it knows, "
+                f"the model's {some(loose)} requires a gradient but is not a registered parameter, "
                 "so nothing would train it: make it a torch.nn.Parameter, and lists of modules or "
                 "parameters a torch.nn.ModuleList or ParameterList"
             )
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise InputError("the model has no parameter to be trained (requires_grad)")
+            raise InputError("the model has no parameter to train (requires_grad)")
         shapes = {
             name: (tuple(value.shape), str(value.dtype)) if not sharded else "of this rank"
             for name, value in self.state_dict().items()
@@ -123,9 +123,9 @@ class Learned:
             compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None)
             if compiled and any(_is_ours(inner) for inner in module.modules()):
                 raise InputError(
-                    f"{name or 'the model'} is compiled by torch.compile, which can't "
-                    "follow layers that send messages: leave it out, or compile only parts of the "
-                    "model without layers of hpcgnn"
+                    f"{name or 'the model'} is compiled by torch.compile, which can't trace layers "
+                    "that send messages: leave it out, or compile only parts of the model without "
+                    "layers of hpcgnn"
                 )
         modules = list(self.modules[""].named_modules())
         foreign = [(name, module) for name, module in modules if _is_of_pyg(module)]
@@ -153,7 +153,7 @@ class Learned:
         """Print the names of parameters that don't require gradients, if there are any."""
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
         if frozen and comm.rank == 0:
-            say(f"note: requires_grad is False of {some(frozen)}: not trained")
+            say(f"note: requires_grad is False for {some(frozen)}: not trained")
 
     @torch.no_grad()
     def take_from_first(self, comm: Communicator) -> bool:

@@ -51,7 +51,7 @@ def parameter_groups(text: str, named: Iterable[tuple[str, Any]]) -> list[dict[s
         next(fits, rest)["params"].append(parameter)
     for pattern, group in zip(patterns, groups, strict=True):
         if not group["params"]:
-            raise InputError("--param-groups: no parameter has a name like", value=pattern)
+            raise InputError("--param-groups: no parameter has a name that matches", value=pattern)
     return [*groups, rest] if rest["params"] else groups
 
 
@@ -134,7 +134,9 @@ def build_optimizer(config: Config, parameters: list[Any]) -> Optimizer:
     kinds: dict[str, type[Optimizer]] = {"adam": PlainAdam, "adamw": PlainAdamW, "sgd": PlainSGD}
     settings = config.optimiser
     if settings.kind not in kinds:
-        raise InputError("--optimizer own is made by a Python program; choose another here")
+        raise InputError(
+            "--optimizer own is for optimizers made by a Python program; choose another here"
+        )
     kind: Any = kinds[settings.kind]
     made: Optimizer = kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
     return made
@@ -161,21 +163,22 @@ def made_optimizer(
         optimizer = given(learned.parameters())
     if not isinstance(optimizer, Optimizer):
         raise InputError(
-            "optimizer must be one of torch.optim, or a function that makes one of the parameters",
+            "optimizer must be one of torch.optim, or a function that makes one from the "
+            "parameters",
             value=type(optimizer).__name__,
         )
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise InputError("LBFGS asks for the loss several times a step, which isn't supported")
+        raise InputError("LBFGS evaluates the loss several times per step, which isn't supported")
     given_parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if type(optimizer).__name__ in _COUPLE_ROWS and any(map(is_sharded, given_parameters)):
-        raise _coupled(optimizer, "all rows")
+        raise _coupled(optimizer, "its update")
     held = {id(p) for p in given_parameters}
     names = {id(p): name for name, p in learned.named_parameters()}
     frozen = {id(p) for p in learned.parameters() if not p.requires_grad}
     if held - names.keys():
         raise InputError(
-            "the optimizer has parameters that are not of the model (nor of the task's module): "
-            "make it after the model has its last layer"
+            "the optimizer has parameters that belong neither to the model nor to the task's "
+            "module: make it after the model is complete"
         )
     left = [name for number, name in names.items() if number not in held | frozen]
     if left and comm.rank == 0:
@@ -194,13 +197,13 @@ def check_rows(optimizer: Optimizer) -> None:
         for key, value in state.items():
             together = isinstance(value, Tensor) and value.dim() > 0
             if is_sharded(parameter) and together and len(value) != len(parameter):
-                raise _coupled(optimizer, key)
+                raise _coupled(optimizer, f"its state {key}")
 
 
 def _coupled(optimizer: Optimizer, what: str) -> InputError:
     return InputError(
-        f"{type(optimizer).__name__} takes {what} of a rank's learned rows together, so that the "
-        "result would depend on the ranks: choose another optimizer"
+        f"{type(optimizer).__name__} combines the learned rows of a rank in {what}, so the result "
+        "would depend on the number of ranks: choose another optimizer"
     )
 
 

@@ -49,7 +49,8 @@ class ModelFile:
         """
         if settings.kind == OWN:
             raise InputError(
-                "--model own is made by a Python program: name its file, --model FILE.py:NAME"
+                "--model own stands for a model made by a Python program: name its file with "
+                "--model FILE.py:NAME"
             )
         text, _, name = settings.kind.rpartition(":")
         path = Path(text)
@@ -73,7 +74,7 @@ class ModelFile:
         if known == self.sha256:
             return ""
         return (
-            f"{self.path} has the checksum {self.sha256[:12]}, and the model was trained with one "
+            f"{self.path} has the checksum {self.sha256[:12]}, but the model was trained with one "
             f"of {str(known)[:12]}"
         )
 
@@ -102,7 +103,7 @@ class ModelFile:
                 raise
             if not isinstance(model, torch.nn.Module):
                 raise InputError(
-                    f"{self.name} must make a torch.nn.Module",
+                    f"{self.name} must return a torch.nn.Module",
                     file=self.path,
                     value=type(model).__name__,
                 )

@@ -52,8 +52,8 @@ def encode(value: Any, what: str, depth: int = 0) -> Any:
         kind = "counter" if isinstance(value, Counter) else "dict"
         return {_KIND: kind, "of": pairs}
     raise InputError(
-        f"{what} holds a {type(value).__name__}, which a checkpoint can't keep: only numbers, "
-        "texts, small tensors, and lists and dictionaries of them"
+        f"{what} holds a {type(value).__name__}, which a checkpoint can't store: only numbers, "
+        "strings, small tensors, and lists and dictionaries of these"
     )
 
 
@@ -84,7 +84,9 @@ def decode(value: Any) -> Any:
 
 def _encode_array(value: torch.Tensor, what: str) -> dict[str, Any]:
     if value.numel() > _MOST_NUMBERS or value.is_complex():
-        raise InputError(f"{what} holds a tensor of {value.numel()} numbers: too large a state")
+        raise InputError(
+            f"{what} holds a tensor of {value.numel()} numbers, which is too large for a checkpoint"
+        )
     dtype = str(value.dtype).removeprefix("torch.")
     numbers = value.detach().cpu()
     return {_KIND: "tensor", "dtype": dtype, "of": encode(numbers.tolist(), what)}

@@ -100,7 +100,7 @@ class Predictor:
         if not same and not any_graph:
             raise InputError(
                 f"was trained on another graph ({self.checkpoint.graph_fingerprint}, not "
-                f"{graph.graph_fingerprint}); --any-graph applies it all the same",
+                f"{graph.graph_fingerprint}); --any-graph applies it anyway",
                 file=path,
             )
         self.graph = graph = configure(graph, config)
@@ -134,7 +134,7 @@ class Predictor:
         graph = self.graph
         outputs, seed = self.task.num_outputs, config.training.seed
         if outputs is None:
-            raise InputError("its task is none of a built-in model", file=path)
+            raise InputError("its task is not one of a built-in model", file=path)
         if config.model.labels_as_input:
             _check_known_labels(graph, outputs, "a model trained with --labels-as-input")
         check_model(config.model, facts_of(graph))
@@ -162,14 +162,14 @@ class Predictor:
         graph, model = self.graph, self.model
         one_class = isinstance(self.task, MultiClass) and self.task.target == LABELS
         if smooth and not one_class:
-            raise InputError("--correct-and-smooth needs one class per node, from the labels")
+            raise InputError("--correct-and-smooth needs labels with one class per node")
         if smooth:
             _check_known_labels(graph, self.task.num_outputs, "--correct-and-smooth")
         scores = self.call.output().float()
         if len(scores) != graph.num_local_nodes:
             raise InputError(
-                f"the model returns {len(scores)} rows for {graph.num_local_nodes} nodes: only "
-                "rows per node can be written"
+                f"the model returns {len(scores)} rows for {graph.num_local_nodes} nodes: only one "
+                "row per node can be written"
             )
         if smooth:
             _say_directed(graph)
@@ -177,7 +177,9 @@ class Predictor:
             rows = _classes(scores := _shares(scores))
         elif (found := self._of_pairs(scores, pairs)) is not None:
             if embeddings:
-                raise InputError("--embeddings are of nodes, and this task is of pairs of nodes")
+                raise InputError(
+                    "--embeddings needs a task on nodes, and this one is on pairs of nodes"
+                )
             return found
         else:
             rows = self.task.predictions(scores)
@@ -197,7 +199,7 @@ class Predictor:
         found = self.task.pairs(self.graph, scores, chosen)
         if found is None:
             if file is not None:
-                raise InputError("--pairs needs a task of edges or links, and this one is of nodes")
+                raise InputError("--pairs needs a task on edges or links, and this one is on nodes")
             return None
         ids = ids_of_pairs(self.graph, found.pairs, self.graph.derived(FindNodeIds()))
         return _prediction(self.graph, self.task, ids | found.rows, scores, found.pairs.number)
@@ -274,7 +276,7 @@ class _Unknown(TaskDefaults):
         return torch.zeros(0, dtype=torch.int64, device=graph.node_ids.device)
 
     def loss(self, graph: PartitionedGraph, output: Tensor, rows: Tensor) -> Tensor:
-        raise InputError("the task is known to the program alone that trained the model")
+        raise InputError("only the program that trained the model knows its task")
 
     def metrics(
         self, graph: PartitionedGraph, output: Tensor, rows: Tensor, split: str
@@ -309,14 +311,15 @@ def _own_model(
     with agreed(graph.comm, "the file of the model"):
         if not model_file and settings.kind != OWN_MODEL:
             raise InputError(
-                "was trained with a model of your own, and what a checkpoint names isn't run "
-                f"unasked: say --model {printable(settings.kind)[:200]}, or in Python model=...",
+                "was trained with a model of your own, and code that a checkpoint names isn't run "
+                f"unless you ask for it: add --model {printable(settings.kind)[:200]}, or in "
+                "Python model=...",
                 file=path,
             )
         file = ModelFile.of(replace(settings, kind=model_file or settings.kind))
         changed = file.differs(checkpoint.model_file) if checkpoint.model_file else ""
         if changed:
-            raise InputError(f"{changed}: bring that file back", file=path)
+            raise InputError(f"{changed}: restore that file", file=path)
     arguments = settings.model_args if model_args is None else model_args
     return file.build(graph, arguments, checkpoint.config.training.seed)
 
@@ -413,7 +416,7 @@ def _prediction(
     total = graph.comm.allreduce(len(numbers), where="check the predictions")
     count, first = _not_finite(graph, rows, numbers)
     if not total:
-        raise InputError("there is no pair of nodes to predict")
+        raise InputError("there are no pairs of nodes to predict")
     if count == total:
         raise NumericalError(
             f"no {what[:-1]} has a finite prediction: the model or its input is not finite"
@@ -450,7 +453,7 @@ def _check_known_labels(graph: PartitionedGraph, num_classes: int | None, reader
         count, most = len(known), int(known.max()) if len(known) else -1
     count, most = graph.ring.comm.allreduce(np.array([count, most]), "max", where="known labels")
     if count <= 0:
-        raise InputError(f"{reader} reads the labels of training nodes, and this graph has none")
+        raise InputError(f"{reader} reads the labels of training nodes, but this graph has none")
     if num_classes is not None and most >= num_classes:
         raise InputError(
             f"{reader} reads the labels of training nodes, which must be classes of the model: "
@@ -462,15 +465,15 @@ def _check_known_labels(graph: PartitionedGraph, num_classes: int | None, reader
 def _say_directed(graph: PartitionedGraph) -> None:
     if graph.ring.comm.rank == 0 and not graph.symmetric:
         print(
-            "note: the graph is directed: labels spread along its edges, and not from nodes that "
-            "no edge ends at; convert --symmetrise makes it undirected",
+            "note: the graph is directed: labels spread only along its edges; convert --symmetrise "
+            "makes it undirected",
             flush=True,
         )
 
 
 def _train_mask(graph: PartitionedGraph) -> Tensor:
     if graph.train_mask is None:
-        raise InputError("the graph has no split, so no training labels")
+        raise InputError("the graph has no split and therefore no training labels")
     return graph.train_mask
 
 

@@ -68,7 +68,7 @@ def check_ending(path: Path) -> None:
     """
     if path.suffix not in ENDINGS:
         kinds = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
-        raise InputError(f"-o must end in {kinds}, which says what is written", value=str(path))
+        raise InputError(f"-o must end in {kinds}, which selects the format", value=str(path))
 
 
 def format_of(path: Path) -> str | None:

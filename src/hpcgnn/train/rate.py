@@ -63,7 +63,7 @@ class SchedulerRate:
 
     def __init__(self, optimizer: Optimizer, scheduler: Scheduler | None) -> None:
         if scheduler is not None and getattr(scheduler, "optimizer", None) is not optimizer:
-            raise InputError("the scheduler is of another optimizer than the one given")
+            raise InputError("the scheduler belongs to another optimizer than the one given")
         self.optimizer, self.scheduler = optimizer, scheduler
         self.stored()
 
@@ -97,7 +97,7 @@ class SchedulerRate:
             raise ValueError(f"it has {len(groups)} parameter groups, not {len(own)}")
         for group, given in zip(own, groups, strict=True):
             if set(given) != set(group) - {"params"}:
-                raise ValueError("its optimizer has other settings: another kind")
+                raise ValueError("its optimizer has other settings: it is of another kind")
             group.update(given)
         if self.scheduler is not None:
             # Functions are not stored; the scheduler keeps its present ones.
@@ -147,7 +147,7 @@ def made_rate(
         if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau):
             raise InputError(
                 "scheduler must be one of torch.optim.lr_scheduler, or a function that makes one "
-                "of the optimizer",
+                "from the optimizer",
                 value=type(scheduler).__name__,
             )
     return SchedulerRate(optimizer, scheduler)

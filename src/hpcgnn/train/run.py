@@ -44,7 +44,7 @@ from hpcgnn.version import __version__
 
 _PACKAGES = ("torch", "numpy", "mpi4py", "h5py", "cupy-cuda12x", "cupy-cuda13x")
 _MOST_HOSTS = 64  # listed one by one
-NO_VALIDATION = "no validation node has a label that can be scored"
+NO_VALIDATION = "no validation node has a label to score"
 # The settings of a Python program; it passes the others as objects, or to `load_partition`.
 _SECTIONS = ("optimiser", "training", "checkpoints")
 _OTHERS = ("precision", "keep_in")
@@ -90,13 +90,13 @@ def check_start(trainer: InDirectory) -> None:
     """Raise InputError under `torch.no_grad` and `torch.inference_mode`, and for a second run."""
     if trainer.store.closed:
         raise InputError(
-            "this Trainer has run: to go on make another of the same run_dir, with resume=True and "
-            "more epochs"
+            "this Trainer has already run: to continue, make another with the same run_dir, "
+            "resume=True and more epochs"
         )
     if not torch.is_grad_enabled():
         raise InputError(
-            "gradients are switched off around the training, by torch.no_grad or "
-            "torch.inference_mode: leave it out there"
+            "training was called under torch.no_grad or torch.inference_mode, which switch "
+            "gradients off: call it outside"
         )
 
 
@@ -108,7 +108,7 @@ def shares_of(given: Any) -> Iterator[Any]:
     """
     if not isinstance(given, Iterable) or isinstance(given, Tensor):
         raise InputError(
-            "losses(trainer, epoch) must yield this rank's shares of one loss after the other",
+            "losses(trainer, epoch) must yield this rank's share of each loss in turn",
             value=type(given).__name__,
         )
     count = 0
@@ -183,7 +183,7 @@ def last_source(run_dir: Path) -> Path:
             found = next((file for file in reversed(files) if isinstance(file, str)), found)
     if not found:
         raise InputError(
-            "doesn't say on which graph it was trained: name the graph or partition file",
+            "doesn't record the graph it was trained on: name the graph or partition file",
             file=run_dir,
         )
     return Path(found)
@@ -278,17 +278,17 @@ def say_end(trainer: InDirectory, finished: bool) -> None:
         return
     reporter, progress, epoch = trainer.reporter, trainer.progress, trainer.epoch
     if not finished:
-        reporter.say(f"stopped after epoch {epoch}; to go on: {_way_on(trainer)}")
+        reporter.say(f"stopped after epoch {epoch}; to continue: {_way_on(trainer)}")
         return
     reason = progress.reason(trainer.config.training.patience)
     if epoch == trainer.start > 0:
         reporter.say(
-            f"{reason} at epoch {epoch}; nothing was left to train: more --epochs go on, "
-            "or a larger --patience where that ended it"
+            f"{reason} at epoch {epoch}; nothing was left to train: continue with more --epochs, "
+            "or with a larger --patience if that ended the run"
         )
     elif reason != "finished":
         reporter.say(f"{reason}, after epoch {epoch}")
-    nothing = "no validation gave a score" if trainer.validated else NO_VALIDATION
+    nothing = "there was no validation score" if trainer.validated else NO_VALIDATION
     reporter.say(progress.best_line(trainer.monitor.shown, nothing, epoch))
     note_end(trainer.run_dir, reason)
 
@@ -330,7 +330,7 @@ def _ask_for_requeue(trainer: InDirectory) -> None:
         except OSError as error:
             raise OutputError(
                 f"can't be written ({error.strerror}), so a job script won't requeue this run: "
-                f"see to its run directory; it stopped after epoch {trainer.epoch}",
+                f"check its run directory; it stopped after epoch {trainer.epoch}",
                 file=path,
             ) from None
 
@@ -388,7 +388,9 @@ def config_of_program(
     }
     for name in settings:
         if name not in known:
-            raise InputError(f"Trainer has no setting {name}; there are {', '.join(sorted(known))}")
+            raise InputError(
+                f"Trainer has no setting {name}; its settings are {', '.join(sorted(known))}"
+            )
     values = {"seed": graph.seed, "mode": graph.mode} | dict(settings) | {"model": OWN}
     if optimizer is not None:
         if isinstance(optimizer, str):
@@ -397,8 +399,8 @@ def config_of_program(
             values["optimizer"] = OWN
             if settings.keys() & {"schedule", "lr", "weight_decay", "step_size", "gamma"}:
                 raise InputError(
-                    "lr, weight_decay and schedule are for an optimizer given by name: say them to "
-                    "yours, and give a scheduler"
+                    "lr, weight_decay and schedule are for an optimizer given by name: set them in "
+                    "your own optimizer, and pass a scheduler"
                 )
     if scheduler is not None:
         values["schedule"] = OWN

@@ -116,7 +116,7 @@ def _not_ours(path: Path) -> InputError:
 def _refuse_checkpoints(run_dir: Path) -> None:
     if any((run_dir / "checkpoints").glob("*.h5")):
         raise InputError(
-            "holds the checkpoints of a run: --resume goes on with it (resume=True in Python); "
+            "holds the checkpoints of a run: --resume continues it (resume=True in Python); "
             "choose another --run-dir for a new one, or remove this one",
             file=run_dir,
         )

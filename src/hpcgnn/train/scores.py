@@ -43,8 +43,8 @@ class Monitor:
         name = task.metric if training.monitor == "auto" else training.monitor
         if name == "valid_loss" and not getattr(task, "has_valid_loss", True):
             raise InputError(
-                "--monitor valid_loss is for tasks on nodes: of edges and links those of training "
-                "alone have a loss; choose loss, or a metric"
+                "--monitor valid_loss is for tasks on nodes: on edges and links only those of "
+                "training have a loss; choose loss, or a metric"
             )
         if training.better != "auto":
             return Monitor(name, training.better == "larger")
@@ -55,8 +55,8 @@ class Monitor:
         known = larger_is_better(name)
         if known is None:
             raise InputError(
-                f"--monitor {name} needs --better larger or --better smaller, since the task "
-                f"doesn't choose by it but by {task.metric}"
+                f"--monitor {name} needs --better larger or --better smaller, since the task's own "
+                f"metric is {task.metric}"
             )
         return Monitor(name, known)
 
@@ -84,8 +84,8 @@ class Monitor:
             return value
         if self.name not in scores["valid"]:
             raise InputError(
-                "--monitor is no metric of the task, which has "
-                f"{', '.join(scores['valid'])}, loss and valid_loss",
+                f"--monitor is not a metric of the task, which has {', '.join(scores['valid'])}, "
+                "loss and valid_loss",
                 value=self.name,
             )
         return scores["valid"][self.name]
@@ -203,7 +203,7 @@ class Progress:
         """Return why training ended, as shown by `report`."""
         if not self.ran_out(patience):
             return "finished"
-        waited = f"no better validation for {self.waited} epochs"
+        waited = f"no better validation score for {self.waited} epochs"
         return f"finished by --patience {patience}: {waited}"
 
     def best_line(self, metric: str, nothing: str, epoch: int) -> str:
@@ -212,7 +212,7 @@ class Progress:
             return f"{nothing}: there is no best.h5; last.h5 is the checkpoint of epoch {epoch}"
         text = f"best {metric} {shown(metric, self.best)} at epoch {self.best_epoch}"
         test = self.test_at_best
-        return text if test is None else f"{text}, test there {shown(metric, test)}"
+        return text if test is None else f"{text}, test at that epoch {shown(metric, test)}"
 
     def stored(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)

@@ -24,7 +24,7 @@ class OptimiserSettings(Section):
     step_size: int = told(100, "epochs per step of the step schedule", least=1, most=10**9)
     gamma: float = told(0.5, "factor of the step schedule", least=0, most=1000)
     warmup: int = told(
-        0, "epochs in which the learning rate rises to what the schedule says", least=0, most=10**9
+        0, "epochs in which the learning rate rises to that of the schedule", least=0, most=10**9
     )
     clip_norm: float = told(
         0.0, "scale gradients down to this norm over all parameters; 0: never", least=0, most=1e12
@@ -43,20 +43,23 @@ class TrainingSettings(Section):
 
     epochs: int = free(100, "epochs", least=0, most=10**9)
     patience: int = free(
-        0, "stop after so many epochs without better validation; 0: never", least=0, most=10**9
+        0,
+        "stop after this many epochs without a better validation score; 0: never",
+        least=0,
+        most=10**9,
     )
     eval_every: int = free(1, "epochs between evaluations", least=1, most=10**9)
     monitor: str = defining(
         "auto",
-        "what chooses the best epoch and ends by patience: a metric of the validation nodes, "
-        "`valid_loss`, or `loss` of training; auto: the reported metric",
+        "what --patience and the choice of the best epoch follow: a metric of the validation "
+        "nodes, `valid_loss`, or `loss` of training; auto: the reported metric",
     )
     better: str = defining(
         "auto", "which values of --monitor are better", ("auto", "larger", "smaller")
     )
     metric: str = defining("auto", "reported metric", METRICS)
     split: int = defining(0, "which split of the graph file", least=0, most=HIGHEST)
-    seed: int = defining(0, "seed of everything random", least=0, most=HIGHEST)
+    seed: int = defining(0, "seed of all random numbers", least=0, most=HIGHEST)
     method: str = free(
         "auto",
         "how a graph file is partitioned",
@@ -67,7 +70,7 @@ class TrainingSettings(Section):
     )
     adversarial_size: float = defining(1e-3, "FLAG: step size", least=0, most=1e6)
     time_margin: float = free(
-        60.0, "seconds before the time limit to stop, beside two epochs", least=0, most=1e9
+        60.0, "seconds before the time limit to stop, besides two epochs", least=0, most=1e9
     )
 
 
@@ -82,7 +85,7 @@ class CheckpointSettings(Section):
         least=0,
         most=10**9,
     )
-    keep: int = free(2, "checkpoints kept beside the best", least=1, most=10**9)
+    keep: int = free(2, "checkpoints kept besides the best", least=1, most=10**9)
     must_succeed: bool = free(
         False, "end the run when a checkpoint can't be written", option="fail_on_checkpoint"
     )
@@ -92,19 +95,19 @@ class CheckpointSettings(Section):
 class DeviceSettings(Section):
     """The device and the precision of computation."""
 
-    kind: str = free("auto", "where to compute", ("auto", "cpu", "cuda"), option="device")
+    kind: str = free("auto", "device to compute on", ("auto", "cpu", "cuda"), option="device")
     precision: str = told(
         "fp32",
-        "dense products in float32, TF32 or bfloat16; the last rounds messages too",
+        "dense products in float32, TF32 or bfloat16; bfloat16 also rounds messages",
         ("fp32", "tf32", "bf16"),
     )
     keep_in: str = told(
         "fp32",
-        "rows of float32 that are kept for backward stay so, or lie in bfloat16",
+        "type of float32 rows that are kept for the backward pass",
         ("fp32", "bf16"),
     )
     features_on: str = free(
         "device",
-        "where dense features lie; on the host they stream through the GPU",
+        "where dense features are kept; on the host they stream through the GPU",
         ("device", "host"),
     )

@@ -357,7 +357,7 @@ class Trainer:
     ) -> float:
         if not isinstance(share, Tensor) or share.numel() != 1:
             raise InputError(
-                "the loss must be a tensor of one number: this rank's share",
+                "the loss must be a tensor with one number: this rank's share",
                 value=tuple(share.shape) if isinstance(share, Tensor) else type(share).__name__,
             )
         with watch.phase("forward"), self.comm.at("forward"):

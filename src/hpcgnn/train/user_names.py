@@ -59,7 +59,7 @@ def _opened(file: Path, graph: PartitionedGraph) -> Iterator[Reader]:
     with Reader(file, None) as reader:
         mark = "fingerprint" if reader.text("format") == GRAPH else "graph_fingerprint"
         if reader.text(mark) != graph.graph_fingerprint:
-            raise InputError("is another file than the graph was read from", file=file)
+            raise InputError("is not the file that the graph was read from", file=file)
         yield reader
 
 
@@ -94,7 +94,7 @@ class NodeTexts:
         first = self._found
         if self.wanted is not None:
             if "original_ids" not in rows:
-                raise InputError("--only lists nodes, and this task is of pairs of nodes")
+                raise InputError("--only lists nodes, but this task is on pairs of nodes")
             keep = np.isin(rows["original_ids"], self.wanted)
             rows = {name: array[keep] for name, array in rows.items()}
             self._seen[np.searchsorted(self.wanted, rows["original_ids"])] = True
@@ -136,8 +136,8 @@ def node_texts(
     classes = {"nodes": encoding.classes, "edges": encoding.edge_classes}.get(named_by, [])
     if classes and trained_on not in (None, graph.graph_fingerprint, encoding.like):
         warn(
-            "hpcgnn: note: classes go by number: the model was trained on those of another "
-            "graph (convert --like GRAPH.h5 reads tables as that one's were)"
+            "hpcgnn: note: classes are written by number: the model was trained on those of "
+            "another graph (convert --like GRAPH.h5 reads tables in the same way as that graph's)"
         )
         classes = []
     return NodeTexts(classes, wanted, only)
@@ -186,7 +186,7 @@ def read_pairs(path: Path, graph: PartitionedGraph) -> NodePairs:
     elif ids.dtype.kind == "S" and (known.find(first) < 0).all():
         headed = True
         if comm.rank == 0:
-            warn(f"hpcgnn: note: {path}: its first line names no nodes and is passed over")
+            warn(f"hpcgnn: note: {path}: its first line names no nodes and is skipped")
     ends, number = np.zeros((0, 2), ids.dtype), np.zeros(0, np.int64)
     with agreed(comm, "read the pairs"):
         ends, number = file.share(comm.rank, comm.size, int(headed))
@@ -236,7 +236,7 @@ class _PairFile:
         except OSError as error:
             raise InputError(f"can't be read: {error.strerror}", file=self.path) from None
         except (ValueError, EOFError):
-            raise InputError("is no array of numbers or texts", file=self.path) from None
+            raise InputError("is not an array of numbers or texts", file=self.path) from None
         texts = self.kind.kind == "S"
         if rows.ndim != 2 or rows.shape[1] != 2 or rows.dtype.kind not in ("US" if texts else "iu"):
             shape, what = f"{rows.dtype} {list(rows.shape)}", "texts" if texts else "integers"
@@ -266,7 +266,7 @@ class _PairFile:
         except OSError as error:
             raise InputError(f"can't be read: {error.strerror}", file=self.path) from None
         except csv.Error as error:
-            raise InputError(f"is no table of text: {error}", file=self.path) from None
+            raise InputError(f"is not a text table: {error}", file=self.path) from None
 
     def _is_id(self, text: str) -> bool:
         if self.kind.kind == "S":

@@ -68,9 +68,9 @@ class Differences:
     def lines(self, path: Path) -> list[str]:
         """Return lines that tell the user what differs, if anything."""
         named = (
-            (self.missing, "not in the file, so they start afresh"),
-            (self.reshaped, "of another shape in the file, so they start afresh"),
-            (self.unknown, "not of this model, so they are left out"),
+            (self.missing, "not in the file, so they are newly initialised"),
+            (self.reshaped, "of another shape in the file, so they are newly initialised"),
+            (self.unknown, "not in this model, so they are ignored"),
         )
         return [f"{path}: {_listed(names)}: {what}" for names, what in named if names]
 
@@ -126,7 +126,7 @@ def _fill(
         target.copy_(value)
     if not used - set(reshaped):
         raise InputError(
-            f"has nothing that fits the model, which needs {_listed(missing or reshaped)}",
+            f"has no parameter that fits the model, which needs {_listed(missing or reshaped)}",
             file=path,
             value=_listed(sorted(given)),
         )
@@ -180,7 +180,7 @@ def _is_plain(value: object) -> bool:
 def _read_pt(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise InputError("is compressed, as torch.save writes nothing", file=path)
+            raise InputError("is compressed, unlike what torch.save writes", file=path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
@@ -227,7 +227,7 @@ def export(place: Path, out: Path, *, force: bool = False) -> Export:
     names = outer_names(own)
     state = {names[name]: value for name, value in own.items()}
     if len(state) != len(own):
-        raise InputError("has two parameters of one name", file=path)
+        raise InputError("has two parameters with the same name", file=path)
     for name in list(state):
         if name.endswith(".module.running_mean"):  # PyTorch's batch count, not used here
             count = name.replace("running_mean", "num_batches_tracked")
@@ -248,7 +248,7 @@ def _state(path: Path) -> tuple[int, dict[str, Tensor]]:
                 state[name.removeprefix(group)] = torch.from_numpy(array)
     rows = _learned_rows(path)
     for name in rows.keys() & state.keys():
-        raise InputError("has two parameters of one name", file=path, dataset=name)
+        raise InputError("has two parameters with the same name", file=path, dataset=name)
     state |= rows
     state = {name: value for name, value in state.items() if not name.startswith(OF_TASK)}
     if not state:

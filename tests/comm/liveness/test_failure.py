@@ -1,4 +1,4 @@
-"""Jobs that go wrong: the right status, one line, nothing left, and soon."""
+"""Failing jobs end soon, with the right status and one line, and leave no processes or files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 SOON = 30.0  # seconds on a busy machine; each takes about one on a quiet one
 
 
-def test_one_rank_raises(faulty):
+def test_an_exception_on_one_rank_ends_the_job(faulty):
     outcome = faulty("one_raises")
     assert outcome.status == 2 and outcome.seconds < SOON
     assert outcome.errors == [
@@ -19,7 +19,7 @@ def test_one_rank_raises(faulty):
     assert "Traceback" not in outcome.err and "Abort" not in outcome.err
 
 
-def test_a_surprise_shows_its_traceback(faulty):
+def test_an_unexpected_exception_shows_its_traceback(faulty):
     outcome = faulty("one_surprised")
     assert outcome.status == 1 and outcome.seconds < SOON
     assert outcome.errors == [
@@ -47,13 +47,13 @@ def test_exit_status_of_one_rank_is_that_of_the_job(faulty):
     assert outcome.status == 7 and outcome.errors == [] and outcome.seconds < SOON
 
 
-def test_one_rank_killed(faulty):
+def test_a_killed_rank_ends_the_job(faulty):
     outcome = faulty("one_killed")
     assert outcome.status != 0 and outcome.seconds < SOON
 
 
 @pytest.mark.parametrize("fault", ["one_stopped", "one_stopped_in_library"])
-def test_one_rank_stopped_is_named(faulty, fault):
+def test_a_stopped_rank_is_named(faulty, fault):
     outcome = faulty(fault, env={"HPCGNN_TIMEOUT": "3"})
     assert outcome.status == 3 and 3 < outcome.seconds < 60
     (line,) = outcome.errors
@@ -61,7 +61,7 @@ def test_one_rank_stopped_is_named(faulty, fault):
     assert "[process is stopped] stopped answering; rank 0 waited 3 s in " in line
 
 
-def test_one_rank_stopped_before_the_start(faulty):
+def test_a_rank_stopped_before_the_start_is_named(faulty):
     outcome = faulty("one_stopped_at_start", env={"HPCGNN_TIMEOUT": "3"})
     assert outcome.status == 3 and 3 < outcome.seconds < 60
     assert outcome.errors == ["hpcgnn: error: rank 0 waited 3 s for the other ranks to start"]
@@ -83,7 +83,7 @@ def test_a_rank_that_sleeps_is_named_with_its_stack(faulty):
     assert "but rank 1 (" in line and "in one_sleeps" in line
 
 
-def test_a_rank_that_left_the_program_is_named(faulty):
+def test_a_rank_that_ended_the_program_early_is_named(faulty):
     outcome = faulty("one_returns", env={"HPCGNN_TIMEOUT": "2"})
     assert outcome.status == 3
     (line,) = outcome.errors
@@ -136,7 +136,7 @@ def test_a_signal_ends_a_library_call_at_once(faulty):
     assert outcome.status != 0 and outcome.seconds < SOON
 
 
-def test_closed_stdout_ends_quietly(faulty):
+def test_a_closed_stdout_ends_the_job_quietly(faulty):
     reader, writer = os.pipe()
     os.close(reader)
     outcome = faulty("prints_into_closed_pipe", 0, stdout=writer)
@@ -145,7 +145,7 @@ def test_closed_stdout_ends_quietly(faulty):
     assert outcome.err.count("\n") == 1  # the line with its process number
 
 
-def test_no_shared_segment_keeps_a_name(faulty):
+def test_no_shared_memory_segment_is_left(faulty):
     outcome = faulty("shows_segments")
     assert outcome.status == 0
     assert outcome.out.splitlines() == ["segments []"] * 3

@@ -1,4 +1,4 @@
-"""A script without `world.run`: one rank that fails or leaves ends the others."""
+"""In a script without `world.run`, a rank that fails or leaves ends the others."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ print("fine")
 """
 
 
-def test_one_rank_raises(python):
+def test_an_exception_on_one_rank_ends_a_script(python):
     outcome = python(3, "-c", SCRIPT.format(fault="raise KeyError('mine')"))
     assert outcome.status == 1 and outcome.seconds < 30
     assert outcome.errors == ["hpcgnn: error: rank 1: unexpected KeyError: 'mine'"]
     assert "[rank 1] Traceback" in outcome.err and outcome.out == ""
 
 
-def test_one_rank_raises_before_there_is_a_communicator(python):
+def test_an_exception_before_a_communicator_exists_ends_a_script(python):
     early = SCRIPT.partition("comm = ")[0] + (
         "from mpi4py import MPI\n"
         "if MPI.COMM_WORLD.rank == 1:\n"
@@ -32,22 +32,22 @@ def test_one_rank_raises_before_there_is_a_communicator(python):
     assert outcome.errors == ["hpcgnn: error: rank 1: unexpected KeyError: 'early'"]
 
 
-def test_one_rank_leaves(python):
+def test_a_rank_that_leaves_the_program_ends_the_others(python):
     outcome = python(3, "-c", SCRIPT.format(fault="sys.exit()"))
     assert outcome.status == 3 and outcome.seconds < 30
     assert outcome.errors == [
-        "hpcgnn: error: rank 1: came to the end of the program while rank 0 waits in "
-        "'waiting for all'"
+        "hpcgnn: error: rank 1: reached the end of the program while rank 0 waits in 'waiting for "
+        "all'"
     ]
 
 
-def test_all_ranks_come_to_the_end(python):
+def test_scripts_that_finish_on_all_ranks_end_normally(python):
     outcome = python(3, "-c", SCRIPT.format(fault="import time; time.sleep(0.5)"))
     assert (outcome.status, outcome.err) == (0, "")
-    assert sorted(outcome.out) == sorted("fine\n" * 3)  # the launcher may mix what ranks say
+    assert sorted(outcome.out) == sorted("fine\n" * 3)  # the launcher may mix the output of ranks
 
 
-def test_one_rank_raises_before_there_is_a_communicator_of_ours(python):
+def test_an_exception_before_our_communicator_exists_ends_a_script(python):
     lines = "import hpcgnn\nfrom mpi4py import MPI\ncomm = MPI.COMM_WORLD\n"
     outcome = python(2, "-c", lines + "if comm.rank == 1:\n    {}['mine']\ncomm.Barrier()")
     assert outcome.status == 1 and outcome.seconds < 30

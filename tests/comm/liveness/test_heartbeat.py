@@ -1,4 +1,4 @@
-"""Questions and answers between ranks, and what happens to datagrams of strangers."""
+"""Questions and answers between ranks, and foreign datagrams."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pair():
         beat.stop()
 
 
-def test_answers_say_where_a_rank_is(pair):
+def test_answers_contain_the_location_of_a_rank(pair):
     beats, abouts = pair
     with abouts[1].at("epoch 12"), abouts[1].at("forward layer 1"):
         abouts[1].set_waiting("ring step 3")
@@ -39,7 +39,7 @@ def test_answers_say_where_a_rank_is(pair):
     assert list(answer) == [1]
     assert answer[1].place == "epoch 12, forward layer 1"
     assert answer[1].waiting == "ring step 3" and 0 <= answer[1].waited < 5
-    assert any("test_answers_say_where_a_rank_is" in line for line in answer[1].stack)
+    assert any("test_answers_contain_the_location_of_a_rank" in line for line in answer[1].stack)
 
 
 def test_long_texts_are_cut_and_control_characters_removed(pair):
@@ -57,7 +57,7 @@ def test_a_stopped_rank_is_missing(pair):
     assert 0.4 < time.monotonic() - start < 3
 
 
-def test_strangers_get_no_answer_and_change_nothing(pair):
+def test_forged_and_foreign_datagrams_are_ignored(pair):
     beats, _ = pair
     question = beats[0]._seal(b"?", 1, b"")
     forged = bytes([question[0] ^ 1]) + question[1:]
@@ -72,7 +72,7 @@ def test_strangers_get_no_answer_and_change_nothing(pair):
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"place": 1}', b"\xff\x00", b"[" * 1300])
-def test_answers_that_make_no_sense_are_ignored(pair, body):
+def test_malformed_answers_are_ignored(pair, body):
     beats, _ = pair
     answers: dict[int, Report] = {}
     beats[0]._answers[77] = answers
@@ -85,7 +85,7 @@ def test_answers_that_make_no_sense_are_ignored(pair, body):
 
 
 @pytest.mark.parametrize("number", [77, 1])
-def test_answers_that_come_late_or_twice_change_nothing(pair, number):
+def test_late_and_repeated_answers_are_ignored(pair, number):
     beats, _ = pair
     for _ in range(2):
         assert list(beats[0].ask([1], 5.0)) == [1]
@@ -103,7 +103,7 @@ def test_a_rank_that_can_not_report_answers_the_next_question(pair, monkeypatch)
     assert list(beats[0].ask([1], 5.0)) == [1]
 
 
-def test_a_process_that_does_not_answer_is_alive(pair):
+def test_an_existing_process_that_does_not_answer_is_alive(pair):
     beats, _ = pair
     silent = Heartbeat(1, "127.0.0.1", Location().report)
     beats[0].peers[1] = replace(beats[0].peers[1], address=silent.address)
@@ -113,7 +113,7 @@ def test_a_process_that_does_not_answer_is_alive(pair):
     assert beats[0].alive([1], 5.0) == set()
 
 
-def test_threads_end(pair):
+def test_the_thread_ends_when_stopped(pair):
     beats, _ = pair
     for beat in beats:
         beat.stop()
@@ -121,14 +121,14 @@ def test_threads_end(pair):
         assert not beat._thread.is_alive()
 
 
-def test_addresses():
+def test_local_addresses_are_found():
     here = Peer.here(0, 0)
     assert local_address(here, [here, replace(here, rank=1)]) == "127.0.0.1"
     there = replace(here, rank=1, host="no-such-host.invalid", network="elsewhere")
     assert socket.inet_aton(local_address(here, [here, there]))
 
 
-def test_state_of_processes():
+def test_the_state_of_processes_is_read():
     here = Peer.here(0, 0)
     state = here.state()
     assert state is not None and state.letter in "RS" and state.cpu > 0
@@ -137,7 +137,7 @@ def test_state_of_processes():
     assert ProcessState.of(2**22 + 1) is None
 
 
-def test_places_nest():
+def test_nested_locations_are_restored():
     about = Location()
     with about.at("epoch 1"):
         about.at("load")
@@ -154,8 +154,8 @@ def test_places_nest():
     assert about.place[0] == "clean up"
 
 
-def test_what_the_thread_needs_is_there_before_it_starts(monkeypatch):
-    """Or its error would be a traceback that no rank hears of."""
+def test_the_threads_resources_are_acquired_before_it_starts(monkeypatch):
+    """Otherwise its error would be a traceback that no rank notices."""
 
     def full() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -165,7 +165,7 @@ def test_what_the_thread_needs_is_there_before_it_starts(monkeypatch):
         Heartbeat(0, "127.0.0.1", Location().report)
 
 
-def test_answers_are_no_work():
+def test_answering_does_not_count_as_work():
     """Many questions at once don't make a rank that sleeps look busy."""
     reports = []
 

@@ -1,4 +1,4 @@
-"""What is said of the space in /dev/shm before MPI starts."""
+"""The check of the free space in /dev/shm before MPI starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def node(monkeypatch):
-    """`node(space, rank, ranks)`: what the check of that rank says."""
+    """Return `node(space, rank, ranks)`, which runs the check of that rank."""
 
     def look(space: Space | None, rank: int, ranks: int) -> None:
         monkeypatch.setattr(Space, "here", classmethod(lambda cls: space))
@@ -25,12 +25,12 @@ def node(monkeypatch):
 
 
 @pytest.mark.parametrize("space", [None, Space(0, 0), Space(1 << 34, 1 << 33)])
-def test_enough(node, space, capsys):
+def test_enough_shared_memory_gives_no_warning(node, space, capsys):
     node(space, 0, 128)
     assert capsys.readouterr().err == ""
 
 
-def test_doubtful_is_a_warning_of_one_rank(node, capsys):
+def test_little_shared_memory_is_a_warning_of_one_rank(node, capsys):
     for rank in range(4):
         node(Space(64 * MIB, 16 * MIB), rank, 4)
     (line,) = capsys.readouterr().err.splitlines()
@@ -38,7 +38,7 @@ def test_doubtful_is_a_warning_of_one_rank(node, capsys):
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_hopeless_is_an_error_of_all(node, rank):
+def test_too_little_shared_memory_is_an_error_on_all_ranks(node, rank):
     with pytest.raises(InputError, match="/dev/shm has 1 of 1 MiB free for 4 ranks"):
         node(Space(MIB, MIB), rank, 4)
 
@@ -55,7 +55,7 @@ def test_hopeless_is_an_error_of_all(node, rank):
         ("many", "0", (0, 1)),
     ],
 )
-def test_ranks_of_a_node_under_slurm(tasks, node, place, monkeypatch):
+def test_the_place_of_a_rank_on_its_node_under_slurm(tasks, node, place, monkeypatch):
     monkeypatch.setenv("SLURM_NODEID", node)
     for name in ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID"):
         monkeypatch.delenv(name, raising=False)

@@ -30,7 +30,7 @@ SIGNALS = [
 
 @pytest.fixture(autouse=True)
 def _handled_as_usual():
-    """Whatever the tests were started under: nohup, for instance, has SIGHUP ignored."""
+    """Restore default handling, whatever the tests were started under: nohup ignores SIGHUP."""
     usual = (signal.SIG_DFL, signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
     former = [
         signal.signal(number, handler) for (number, _), handler in zip(SIGNALS, usual, strict=True)
@@ -41,14 +41,14 @@ def _handled_as_usual():
 
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
-def test_outside_at_once(number, error):
+def test_signals_raise_at_once_outside_library_calls(number, error):
     with terminable(), pytest.raises(error):
         os.kill(os.getpid(), number)
         time.sleep(5)
 
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
-def test_a_held_signal_comes_when_the_library_is_done(number, error):
+def test_a_held_signal_is_raised_after_the_library_call(number, error):
     done = []
     with terminable(), pytest.raises(error):
         with held():
@@ -61,7 +61,7 @@ def test_a_held_signal_comes_when_the_library_is_done(number, error):
 
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
-def test_what_python_drops_is_raised_again(number, error):
+def test_exceptions_that_python_drops_are_raised_again(number, error):
     class Dropping:
         def __del__(self):
             os.kill(os.getpid(), number)
@@ -72,7 +72,7 @@ def test_what_python_drops_is_raised_again(number, error):
         time.sleep(5)
 
 
-def test_a_callback_that_must_not_raise():
+def test_a_signal_in_an_uninterruptible_callback_is_raised_later():
     @uninterruptible
     def callback():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -83,7 +83,7 @@ def test_a_callback_that_must_not_raise():
         raise_waiting()
 
 
-def test_handlers_of_others_stay():
+def test_signal_handlers_of_the_program_are_kept():
     heard = []
     former = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
@@ -94,7 +94,7 @@ def test_handlers_of_others_stay():
     assert heard == [1] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_under_nohup_nothing_is_heard_of_a_closed_terminal():
+def test_under_nohup_a_closed_terminal_is_ignored():
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with terminable():
@@ -105,7 +105,7 @@ def test_under_nohup_nothing_is_heard_of_a_closed_terminal():
 
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
-def test_a_library_that_is_loaded_takes_no_signal(number, error):
+def test_loading_a_library_keeps_our_signal_handlers(number, error):
     library = ctypes.CDLL(None)
     library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     with terminable(), pytest.raises(error):
@@ -132,7 +132,7 @@ with terminable():
 
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
-def test_signals_end_what_has_started_mpi(number, error):
+def test_signals_end_programs_that_started_mpi(number, error):
     command = [sys.executable, "-c", STARTED, str(int(number))]
     status = subprocess.run(command, capture_output=True, timeout=60).returncode
     assert status == (130 if error is KeyboardInterrupt else 143)

@@ -1,4 +1,4 @@
-"""A process that may open too few files, or write too short ones, is told before MPI ends it."""
+"""Limits on open files or file sizes that are too low are reported before MPI aborts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpcgnn.errors import InputError
         (resource.RLIMIT_FSIZE, 4096, "ulimit -f 4`"),
     ],
 )
-def test_a_limit_too_low_for_mpi_is_one_line(kind, low, words):
+def test_a_limit_too_low_for_mpi_is_refused_in_one_line(kind, low, words):
     soft, hard = resource.getrlimit(kind)
     ulimits.check()
     resource.setrlimit(kind, (low, hard))

@@ -1,4 +1,4 @@
-"""A rank that answers nothing: blocked, stopped or gone."""
+"""A rank that does not answer: blocked, stopped or gone."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_a_blocked_rank_is_given_ten_limits(silent, capsys):
     dog, _ = silent
     dog.examine([0, 1], "ring", LIMIT, LIMIT)
     dog.examine_silent([0, 1], "library", LIMIT, LIMIT)
-    assert "answers nothing, its process is there" in capsys.readouterr().err
+    assert "does not answer, its process exists" in capsys.readouterr().err
     for examine in (dog.examine, dog.examine_silent):
         with pytest.raises(LostRank, match=r"rank 1 .* stopped answering"):
             examine([0, 1], "ring", 10 * LIMIT, LIMIT)
 
 
-def test_a_rank_that_is_gone_is_blamed_at_once(silent):
+def test_a_rank_whose_process_is_gone_is_named_at_once(silent):
     dog, other = silent
     other._door.close()
     with pytest.raises(LostRank, match=r"rank 1 .* stopped answering"):

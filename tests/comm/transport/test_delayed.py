@@ -1,4 +1,4 @@
-"""A link of a set bandwidth and latency: how it is written, and what it delays."""
+"""A link of given bandwidth and latency: how it is written, and what it delays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SLOW = Link(1_000_000, 0.02)
         ("200kB/s", Link(200_000, 0.0)),
     ],
 )
-def test_a_link_is_read(text, link):
+def test_descriptions_of_links_are_parsed(text, link):
     assert Link.parse(text) == link
 
 
@@ -48,13 +48,13 @@ def test_a_link_is_read(text, link):
         "fast",
     ],
 )
-def test_what_is_no_link_is_refused_in_one_line(text):
+def test_invalid_links_are_refused_in_one_line(text):
     with pytest.raises(InputError, match=r"HPCGNN_LINK takes .* like 10GB/s,5us"):
         Link.parse(text)
 
 
 @pytest.mark.mpi
-def test_a_link_that_one_rank_cannot_read_ends_all(comm, monkeypatch):
+def test_an_invalid_link_on_one_rank_ends_all_ranks(comm, monkeypatch):
     monkeypatch.setenv("HPCGNN_LINK", "10GB/s,5us" if comm.rank else "slow")
     with pytest.raises(InputError, match="HPCGNN_LINK"):
         choose_transport(comm, torch.device("cpu"))
@@ -66,8 +66,8 @@ def test_a_link_that_one_rank_cannot_read_ends_all(comm, monkeypatch):
 
 
 @pytest.mark.mpi
-def test_messages_of_a_rank_follow_each_other_on_its_link(comm):
-    """Two messages of 30 kB to each peer, at 1 MB/s and 20 ms: none comes before its time."""
+def test_messages_share_the_link_of_their_rank(comm):
+    """Two messages of 30 kB to each peer, at 1 MB/s and 20 ms: none arrives too early."""
     size, rows = comm.size, 7500
     outgoing = [
         Outgoing(peer, rows, lambda out: out.fill_(comm.rank))
@@ -86,7 +86,7 @@ def test_messages_of_a_rank_follow_each_other_on_its_link(comm):
 
 
 @pytest.mark.mpi
-def test_a_slow_link_changes_no_number(comm):
+def test_a_slow_link_does_not_change_results(comm):
     whole, found = random_graph(200, 1500), []
     torch.manual_seed(3)
     layer = GATConv(5, 4, heads=2, layer=1)

@@ -1,4 +1,4 @@
-"""CUDA IPC: whose memory is read when, what is given back, and where it is taken at all."""
+"""CUDA IPC: whose memory is read when, what is freed, and where it is chosen at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mpi
 
 
 def exchange(ring, rows: int, width: int = 64, reply_width: int = 0) -> None:
-    """Two messages to each other rank, and answers."""
+    """Exchange two messages with each other rank, and replies."""
     comm = ring.comm
     outgoing = [
         Outgoing(p, rows, lambda out, p=p: out.fill_(100 * comm.rank + p))
@@ -40,7 +40,7 @@ def all_near(comm, runtime: FakeRuntime, delays=(1, 4)) -> IpcTransport:
     return IpcTransport(Sluggish(delays), HostMemory(runtime), frozenset(range(comm.size)))
 
 
-def test_memory_that_grows_is_given_back_when_all_have_closed_it(comm):
+def test_replaced_memory_is_freed_when_all_ranks_have_closed_it(comm):
     runtime = FakeRuntime()
     ring = Ring(comm, halo_buffer=64 << 20, transport=all_near(comm, runtime))
     sizes = [100, 9_000, 20_000, 100]  # rows of 256 bytes: up to 5 MiB a slot
@@ -51,7 +51,7 @@ def test_memory_that_grows_is_given_back_when_all_have_closed_it(comm):
         assert runtime.taken == 0
         return
     assert runtime.taken == 3 and runtime.early == 0
-    assert runtime.held == 1 + (comm.size - 1)  # its own, and one of each neighbour
+    assert runtime.held == 1 + (comm.size - 1)  # its own, and one per neighbour
     assert runtime.opened == 3 * (comm.size - 1)
     moved = 2 * 2 * sum(sizes) * 256 * (comm.size - 1)
     assert ring.bytes_sent == moved and runtime.copied == 2 * moved  # read again, to compare
@@ -60,8 +60,8 @@ def test_memory_that_grows_is_given_back_when_all_have_closed_it(comm):
     assert runtime.held == 0
 
 
-def test_widths_that_alternate_take_memory_once(comm):
-    """Layers, their gradients, evaluation: however slots are cut, from the same memory."""
+def test_alternating_widths_reuse_the_same_memory(comm):
+    """Layers, their gradients and evaluation use the same memory, divided into slots as needed."""
     runtime = FakeRuntime()
     ring = Ring(comm, halo_buffer=8 << 20, transport=all_near(comm, runtime))
     counts = []
@@ -73,22 +73,22 @@ def test_widths_that_alternate_take_memory_once(comm):
     assert counts[1:] == counts[:1] * 3 and ring.peak_bytes <= 8 << 20
 
 
-def test_rows_are_offered_when_they_are_packed_and_kept_until_they_were_read(comm):
+def test_rows_are_readable_once_packed_and_kept_until_read(comm):
     sender = all_near(comm, FakeRuntime(), delays=(3,))
     sender.begin()
     sender.reserve([64])
     slot = sender.slot(64, sends=True)
     sender.before_send(slot, 64, 0)
     assert [sender.may_send(slot) for _ in range(3)] == [False, False, True]
-    with pytest.raises(RuntimeError, match="more is taken"):
+    with pytest.raises(RuntimeError, match="more was used"):
         for _ in range(9000):
             sender.slot(256, sends=True)
     with pytest.raises(RuntimeError, match="reserved"):
         Exports(HostMemory(FakeRuntime())).take(8)
 
 
-def test_memory_that_cannot_be_had_by_one_rank(comm):
-    """The others hear of it, and all go on where it is there again."""
+def test_a_failed_allocation_on_one_rank_is_raised_on_all(comm):
+    """The error reaches all ranks, and all can continue once there is memory again."""
     runtime = FakeRuntime()
     ring = Ring(comm, halo_buffer=64 << 20, transport=all_near(comm, runtime))
     exchange(ring, 100)
@@ -103,13 +103,13 @@ def test_memory_that_cannot_be_had_by_one_rank(comm):
             errors.append(error)
         runtime.full = False
     assert isinstance(errors[0], torch.OutOfMemoryError) == (comm.rank == 0)
-    assert comm.rank == 0 or "gave up" in str(errors[0])
+    assert comm.rank == 0 or "abandoned" in str(errors[0])
     exchange(ring, 30_000)
     assert runtime.early == 0
 
 
 class Gpu(Sluggish):
-    """Host memory with the name of a GPU."""
+    """A device with the name of a GPU, whose memory is host memory."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__((1,))
@@ -118,7 +118,7 @@ class Gpu(Sluggish):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A GPU that is shared; `machine(nodes)` says on which node each rank is."""
+    """A shared GPU; `machine(nodes)` sets the node of each rank."""
     runtime = FakeRuntime()
     monkeypatch.setattr(choice, "CudaCopier", Gpu)
     monkeypatch.setattr(choice, "_memory", lambda device: HostMemory(runtime))
@@ -128,7 +128,7 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", ["auto", "ipc"])
-def test_it_is_taken_where_neighbours_read_each_other(comm, machine, wanted, capsys):
+def test_ipc_is_chosen_where_neighbours_can_read_each_other(comm, machine, wanted, capsys):
     transport = choice.choose_transport(comm, GPU, wanted)
     if comm.size == 1 and wanted == "auto":
         assert transport.name.startswith("staged")
@@ -137,14 +137,16 @@ def test_it_is_taken_where_neighbours_read_each_other(comm, machine, wanted, cap
     assert machine.copied == (comm.size - 1) * ((4 << 10) + (8 << 20))
     assert machine.held == machine.early == 0
     exchange(Ring(comm, transport=transport), 50)
-    assert comm.rank or "messages: CUDA IPC (proved by reading)" in capsys.readouterr().out
+    assert comm.rank or "messages: CUDA IPC (verified by reading)" in capsys.readouterr().out
 
 
 def test_between_nodes_messages_are_staged(comm, machine, monkeypatch):
     monkeypatch.setattr(neighbours, "machine", lambda: f"node {comm.rank % 2}")
     if comm.size == 2:
         assert choice.choose_transport(comm, GPU).name == "staged through pinned host memory"
-        with pytest.raises(InputError, match="--transport ipc can't be had: no two ranks share"):
+        with pytest.raises(
+            InputError, match="--transport ipc is not available: no two ranks share"
+        ):
             choice.choose_transport(comm, GPU, "ipc")
     if comm.size > 2:
         transport = choice.choose_transport(comm, GPU, "ipc")
@@ -159,7 +161,7 @@ def fails(*_):
 
 
 def torn(runtime):
-    """A copy that leaves something out."""
+    """Copy incompletely."""
     whole = FakeRuntime.memcpyAsync
     runtime.memcpyAsync = lambda to, source, size, *rest: whole(
         runtime, to, source, size // 2, *rest
@@ -169,33 +171,33 @@ def torn(runtime):
 FAULTS = {
     "rank .*: cudaErrorMapBufferObjectFailed": lambda r: setattr(r, "ipcGetMemHandle", fails),
     "rank .* can't be read: cudaErrorMap": lambda r: setattr(r, "ipcOpenMemHandle", fails),
-    "4096 bytes of rank .* were read wrong": torn,
+    "4096 bytes of rank .* were read incorrectly": torn,
     "CUDA out of memory": lambda r: setattr(r, "full", True),
 }
 
 
 @pytest.mark.parametrize("problem", FAULTS)
-def test_one_rank_that_cannot_keeps_all_from_it(comm, machine, problem, capsys):
+def test_ipc_is_not_chosen_if_one_rank_cannot_use_it(comm, machine, problem, capsys):
     if comm.size == 1:
         return
     if comm.rank == comm.size - 1:
         FAULTS[problem](machine)
-    with pytest.raises(InputError, match=f"--transport ipc can't be had: .*{problem}"):
+    with pytest.raises(InputError, match=f"--transport ipc is not available: .*{problem}"):
         choice.choose_transport(comm, GPU, "ipc")
     assert choice.choose_transport(comm, GPU).name == "staged through pinned host memory"
     assert comm.rank or "MPI knows of no GPU; no CUDA IPC: rank" in capsys.readouterr().out
     assert machine.held == 0
 
 
-def test_without_cupy_there_is_none(comm, machine, monkeypatch):
+def test_ipc_needs_cupy(comm, machine, monkeypatch):
     monkeypatch.setattr(choice, "_memory", lambda device: None)
     with pytest.raises(InputError, match="CuPy is not installed"):
         choice.choose_transport(comm, GPU, "ipc")
 
 
 @pytest.mark.gpu
-def test_a_real_card(comm, gpu):
-    """Ranks share one, and read what the others packed on it."""
+def test_ranks_sharing_a_real_gpu_exchange_rows(comm, gpu):
+    """Ranks share one GPU and read the rows that the others packed on it."""
     memory = CudaMemory(gpu)
     near = neighbours.of_all(comm)[comm.rank]
     assert neighbours.why_not(comm, memory, near) == ""

@@ -43,7 +43,7 @@ class Event:
 
 
 class Sluggish:
-    """Copies that take a while, in order; `late` events were not done when first asked."""
+    """Copies that take a while, in order; `late` counts events not done when first queried."""
 
     def __init__(self, delays):
         self.delays = itertools.cycle(delays)
@@ -98,7 +98,7 @@ def ipc(copier, comm):
 
 
 def two_nodes(copier, comm):
-    """Ranks of even and of odd numbers."""
+    """Put even and odd ranks on two nodes."""
     near = frozenset(range(comm.rank % 2, comm.size, 2))
     return IpcTransport(copier, HostMemory(FakeRuntime()), near, StagedTransport(copier))
 
@@ -182,8 +182,8 @@ def test_short_messages_are_posted_further_ahead(comm):
     assert [ring.depth(size) for size in (0, 1, 1 << 16, 1 << 17, 1 << 18)] == [2, 16, 8, 4, 2]
 
 
-def test_pinned_memory_is_as_large_as_was_asked_for(monkeypatch):
-    """Registered by its exact size, and given back when nothing views it any more."""
+def test_pinned_memory_has_the_requested_size(monkeypatch):
+    """It is registered with its exact size, and freed when no view of it is left."""
     held = {}
     cudart = SimpleNamespace(
         cudaHostRegister=lambda address, size, flags: held.update({address: size}) or 0,
@@ -208,7 +208,7 @@ def test_pinned_memory_is_as_large_as_was_asked_for(monkeypatch):
 
 
 @pytest.mark.mpi
-def test_memory_that_other_processes_cannot_read_is_not_given_to_mpi(comm, monkeypatch):
+def test_expandable_segments_are_not_given_to_mpi(comm, monkeypatch):
     monkeypatch.setattr(choice, "says_cuda_aware", lambda: True)
     sizes = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
@@ -218,7 +218,7 @@ def test_memory_that_other_processes_cannot_read_is_not_given_to_mpi(comm, monke
     assert sizes == ([1 << 10, 1 << 21] if comm.size > 1 else [])
     if comm.rank == comm.size - 1:
         monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native, expandable_segments : True")
-    assert "expandable_segments: take it out of PYTORCH_ALLOC_CONF" in choice.why_not(comm, cpu)
+    assert "expandable_segments: remove it from PYTORCH_ALLOC_CONF" in choice.why_not(comm, cpu)
 
 
 @pytest.mark.parametrize("kind", TRANSPORTS)
@@ -228,7 +228,7 @@ def test_slots_of_another_transport_are_refused(comm, kind):
 
 
 @pytest.mark.mpi
-def test_device_round_trip_tells_whether_rows_come_back(comm, monkeypatch):
+def test_the_device_round_trip_detects_changed_rows(comm, monkeypatch):
     sent = torch.arange(50.0) + comm.rank
     got, back = torch.zeros(50), torch.zeros(50)
     assert choice.round_trip(comm, sent, got, back) == ""
@@ -253,7 +253,7 @@ def test_without_a_gpu_messages_stay_on_the_host(comm, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_cray_mpich_is_believed_by_its_variable(monkeypatch):
+def test_cray_mpich_is_recognised_by_its_variable(monkeypatch):
     monkeypatch.setattr(
         choice.MPI, "Get_library_version", lambda: "MPI VERSION : CRAY MPICH version 8.1.28"
     )
@@ -265,7 +265,7 @@ def test_cray_mpich_is_believed_by_its_variable(monkeypatch):
         assert choice.says_cuda_aware() is expected
 
 
-def test_loaded_mpi_library_is_asked():
+def test_the_loaded_mpi_library_is_queried():
     """The wheels of MPICH and Open MPI are built without CUDA and say so."""
     assert choice._mpi_libraries()
     if choice._query_function() is not None:
@@ -273,7 +273,7 @@ def test_loaded_mpi_library_is_asked():
 
 
 @pytest.mark.mpi
-def test_ranks_take_the_gpus_of_a_machine_in_turn(comm, monkeypatch):
+def test_ranks_are_assigned_gpus_round_robin(comm, monkeypatch):
     taken = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.setattr(device, "visible_gpus", lambda: 2)

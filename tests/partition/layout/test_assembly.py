@@ -1,4 +1,4 @@
-"""Every part against the edge list it came from, on small odd graphs."""
+"""Every part compared with the edge list it came from, on small graphs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _plain(value):
 
 
 def _build(comm, graph, num_parts, owner, *, empty=None, sparse=False):
-    """Layout from slabs of uneven size; the slab of rank `empty` has no rows."""
+    """Build the layout from slabs of uneven size; the slab of rank `empty` has no rows."""
     shares = np.array([0 if r == empty else r + 1 for r in range(comm.size)], float)
     if shares.sum() == 0:
         shares[:] = 1
@@ -101,18 +101,18 @@ def _build(comm, graph, num_parts, owner, *, empty=None, sparse=False):
 
 
 def _everywhere(comm, parts):
-    """All parts on all ranks, by index."""
+    """Return all parts on all ranks, by index."""
     return sorted((p for ps in comm.allgather(parts) for p in ps), key=lambda p: p.index)
 
 
 def _halo_ids(parts, side, r, s):
-    """Global ids of the rows that part r receives from part s, through s's send list."""
+    """Return the global ids of the rows that part r receives from part s, by s's send list."""
     lists = getattr(parts[s], side)
     return parts[s].ids[lists.send_rows[lists.send_ptr[r] : lists.send_ptr[r + 1]]]
 
 
 def _edges_of(parts, side, names):
-    """Global (column, row, attributes ...) of every edge of one side, checking its order."""
+    """Return global (column, row, attributes ...) of every edge of one side; check the order."""
     found = []
     for part in parts:
         lists = getattr(part, side)
@@ -218,7 +218,7 @@ def test_no_nodes_and_no_edges(comm):
 
 @pytest.mark.mpi
 def test_same_parts_from_any_slabs(comm):
-    """What lies in a part does not depend on which rank read which rows."""
+    """The content of a part does not depend on which rank read which rows."""
     graph = Graph(50, 4, attributes=ATTRIBUTES[-1], seed=3)
     owner = np.random.default_rng(1).integers(0, 3, graph.n)
     first = _everywhere(comm, _build(comm, graph, 3, owner)[0])
@@ -232,7 +232,7 @@ def test_same_parts_from_any_slabs(comm):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("change", ["weight", "relation", "features", "direction"])
-def test_one_edge_breaks_the_symmetry(comm, change):
+def test_one_edge_makes_a_graph_asymmetric(comm, change):
     graph = Graph(30, 3, symmetric=True, attributes=ATTRIBUTES[-1], seed=5)
     graph.values["weight"][graph.source == graph.target] = 0
     owner = np.arange(30) % 2

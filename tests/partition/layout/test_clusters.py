@@ -10,7 +10,7 @@ from hpcgnn.partition.layout.nearness import Adjacency
 
 
 def shuffled_caves(count, size, seed):
-    """Cliques that hang together by one edge each, under other numbers: adjacency, clique [n]."""
+    """Return cliques connected by one edge each, with shuffled numbers: adjacency, clique [n]."""
     graph = networkx.connected_caveman_graph(count, size)
     new = np.random.default_rng(seed).permutation(count * size)
     rows, columns = new[np.array(graph.to_directed().edges).T]
@@ -20,7 +20,7 @@ def shuffled_caves(count, size, seed):
 
 
 @pytest.mark.parametrize("limit", [5, 9, 40])
-def test_clusters_lie_together(limit):
+def test_clusters_are_contiguous(limit):
     adjacency, clique = shuffled_caves(30, 9, seed=limit)
     order = order_by_cluster(adjacency, np.random.default_rng(1).permutation(270), limit)
     np.testing.assert_array_equal(np.sort(order), np.arange(270))
@@ -28,7 +28,7 @@ def test_clusters_lie_together(limit):
     assert runs == 30 if limit >= 9 else 30 < runs < 120, runs
 
 
-def test_clusters_and_their_nodes_keep_the_order_of_the_visit():
+def test_clusters_keep_the_order_of_the_traversal():
     adjacency, clique = shuffled_caves(6, 7, seed=0)
     visit = np.random.default_rng(2).permutation(42)
     place = np.argsort(visit)
@@ -47,7 +47,7 @@ def test_clusters_of_nodes_without_neighbours(num_nodes):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_clusters_of_nodes_that_nobody_reads_come_first(symmetric):
+def test_clusters_of_nodes_that_no_rank_reads_come_first(symmetric):
     adjacency, clique = shuffled_caves(5, 8, seed=3)
     rows, columns = np.repeat(np.arange(40), np.diff(adjacency.begin)), adjacency.neighbour
     sent = np.random.default_rng(4).random(40) < 0.4
@@ -58,7 +58,7 @@ def test_clusters_of_nodes_that_nobody_reads_come_first(symmetric):
         assert 1 + np.count_nonzero(np.diff(clique[kept])) == len(set(clique[kept]))
 
 
-def test_a_library_that_was_not_built(monkeypatch, tmp_path):
+def test_a_library_that_was_not_built_is_reported(monkeypatch, tmp_path):
     adjacency = Adjacency.of(1, *np.empty((2, 0), int))
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "libhpcgnn_layout.so")
     with pytest.raises(InputError, match=r"pip install \."):

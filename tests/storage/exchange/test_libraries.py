@@ -1,4 +1,4 @@
-"""Graphs of networkx, SciPy and DGL to graph.h5, and back through PyTorch Geometric."""
+"""Conversion of networkx, SciPy and DGL graphs to graph.h5, and back to PyTorch Geometric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hpcgnn.errors import InputError
 
 
 class DglFrames:
-    """`graph.edges` or `graph.nodes` of a DGLGraph, which is called and indexed."""
+    """A stand-in for `graph.edges` or `graph.nodes` of a DGLGraph, which is called and indexed."""
 
     def __init__(self, frames: dict, ends: dict | None = None) -> None:
         self.frames, self.ends = frames, ends
@@ -30,7 +30,7 @@ class DglFrames:
 
 
 class DglGraph:
-    """What DGL's documentation says of a DGLGraph, as far as it is used; DGL isn't installed."""
+    """A stand-in for the parts of a DGLGraph that are used, from DGL's documentation."""
 
     def __init__(self, counts: dict, ends: dict, ndata: dict, edata: dict) -> None:
         self.ntypes, self.canonical_etypes = list(counts), list(ends)
@@ -49,7 +49,7 @@ class DglGraph:
         return self.edges.frames[self.canonical_etypes[0]]
 
 
-def test_a_graph_of_dgl(tmp_path, capfd):
+def test_a_dgl_graph_is_converted(tmp_path, capfd):
     kind = ("_N", "_E", "_N")
     ends = (torch.tensor([2, 0, 1]), torch.tensor([0, 1, 2]))
     nodes = {"feat": torch.randn(3, 2), "label": torch.tensor([0, 1, -1]), "deg": torch.arange(3)}
@@ -67,7 +67,7 @@ def test_a_graph_of_dgl(tmp_path, capfd):
     assert torch.equal(data.edge_weight, edges["dist"])
 
 
-def test_a_heterograph_of_dgl(tmp_path):
+def test_a_dgl_heterograph_is_converted(tmp_path):
     plays, likes = ("user", "plays", "game"), ("user", "likes", "user")
     ends = {
         plays: (torch.tensor([0, 1]), torch.tensor([1, 1])),
@@ -82,7 +82,7 @@ def test_a_heterograph_of_dgl(tmp_path):
     assert data[plays].edge_index.tolist() == [[0, 1], [1, 1]]
 
 
-def test_a_graph_of_networkx(tmp_path, capfd):
+def test_a_networkx_graph_is_converted(tmp_path, capfd):
     graph = networkx.karate_club_graph()
     club = {"Mr. Hi": 0, "Officer": 1}
     for node in graph:
@@ -99,7 +99,7 @@ def test_a_graph_of_networkx(tmp_path, capfd):
     assert data.place.dtype == torch.float64 and data.place[3].tolist() == [3, 0.5]
 
 
-def test_directed_graphs_and_ids_of_networkx(tmp_path, capfd):
+def test_directed_networkx_graphs_and_their_ids_are_converted(tmp_path, capfd):
     graph = networkx.MultiDiGraph([(70, 5, {"weight": 2.5}), (70, 5), (5, 5)])
     data = hpcgnn.to_pyg(hpcgnn.from_networkx(graph, tmp_path / "g.h5"))
     assert data.original_ids.tolist() == [70, 5]
@@ -121,13 +121,13 @@ def test_directed_graphs_and_ids_of_networkx(tmp_path, capfd):
             assert again.original_ids == names and torch.equal(again.edge_index, data.edge_index)
     matrix = scipy.sparse.eye_array(2, format="csr")
     for names in (["a"], ["a", "a"], ["a", ""]):
-        with pytest.raises(InputError, match=r"original_ids: (names two|must be 2 texts)"):
+        with pytest.raises(InputError, match=r"original_ids: (gives two|must be 2 texts)"):
             hpcgnn.from_scipy(matrix, tmp_path / "no.h5", original_ids=names)
     assert not (tmp_path / "no.h5").exists()
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "coo"])
-def test_a_matrix_of_scipy(tmp_path, form):
+def test_a_scipy_matrix_is_converted(tmp_path, form):
     rng = np.random.default_rng(0)
     matrix = scipy.sparse.random_array((9, 9), density=0.3, rng=rng, dtype=np.float32)
     matrix = matrix.asformat(form)
@@ -144,7 +144,7 @@ def test_a_matrix_of_scipy(tmp_path, form):
     assert "edge_weight" not in plain and plain.num_edges == matrix.nnz
 
 
-def test_other_things_are_refused(tmp_path):
+def test_other_objects_are_refused(tmp_path):
     for function, thing in (
         (hpcgnn.from_dgl, networkx.Graph()),
         (hpcgnn.from_networkx, scipy.sparse.eye_array(3)),
@@ -158,7 +158,7 @@ def test_other_things_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_they_start_no_mpi(tmp_path):
+def test_conversions_do_not_start_mpi(tmp_path):
     program = (
         "import sys, hpcgnn, scipy.sparse\n"
         f"hpcgnn.from_scipy(scipy.sparse.eye_array(3), {str(tmp_path / 'g.h5')!r})\n"

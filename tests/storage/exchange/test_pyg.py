@@ -1,4 +1,4 @@
-"""Graphs of PyTorch Geometric to graph.h5 and back, to the bit."""
+"""Conversion of PyTorch Geometric graphs to graph.h5 and back, to the bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ N, E = 11, 40
 
 
 def edges(rng: np.random.Generator, heads: int, tails: int, number: int) -> torch.Tensor:
-    """[2, E] by destination, then source, as graph.h5 has them: with loops and parallel edges."""
+    """Return edges [2, E] by destination, then source, as in graph.h5, some of them repeated."""
     ends = np.stack([rng.integers(0, heads, number), rng.integers(0, tails, number)])
     return torch.from_numpy(ends[:, np.lexsort(ends)])
 
@@ -34,7 +34,7 @@ def whole(seed: int = 0) -> pyg.Data:
     data = pyg.Data(x=real(N, 3), edge_index=edges(rng, N, N, E), y=labels)
     data.train_mask, data.val_mask, data.test_mask = split == 1, split == 2, split == 3
     data.edge_weight, data.edge_attr = real(E).abs(), real(E, 2)
-    data.edge_type = torch.arange(E)  # tells parallel edges apart
+    data.edge_type = torch.arange(E)  # distinguishes parallel edges
     data.edge_label, data.edge_split = real(E, 2), torch.from_numpy(rng.integers(0, 4, E))
     data.pos, data.flag = real(N, 2).double(), real(N) > 0
     data.node_type = torch.from_numpy(rng.integers(0, 2, N))
@@ -43,7 +43,7 @@ def whole(seed: int = 0) -> pyg.Data:
 
 
 def same(one: object, other: object) -> None:
-    """The same stores of the same tensors, to the bit."""
+    """Return whether both have the same stores with the same tensors, to the bit."""
     assert type(one) is type(other)
     assert one.metadata() == other.metadata() if isinstance(one, pyg.HeteroData) else True
     for mine, theirs in zip(one.stores, other.stores, strict=True):
@@ -70,7 +70,7 @@ def there_and_back(data, tmp_path, **options):
     return back
 
 
-def test_everything_comes_back(tmp_path, capfd):
+def test_a_round_trip_keeps_everything(tmp_path, capfd):
     data = whole()
     data.name = "a graph"
     back = data.clone()
@@ -181,13 +181,13 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("make", "words"), REFUSED)
-def test_what_cannot_be_kept_is_refused(tmp_path, make, words):
+def test_unsupported_content_is_refused(tmp_path, make, words):
     with pytest.raises(InputError) as caught:
         hpcgnn.from_pyg(make(), tmp_path / "g.h5")
     assert words in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_a_file_is_replaced_by_force_alone(tmp_path):
+def test_a_file_is_replaced_only_by_force(tmp_path):
     path = hpcgnn.from_pyg(whole(), tmp_path / "g.h5")
     with pytest.raises(InputError, match="exists already"):
         hpcgnn.from_pyg(whole(), path)
@@ -204,7 +204,7 @@ def test_a_file_is_replaced_by_force_alone(tmp_path):
         {"node_types": ["a", "b"], "edge_types": [["a", "r", "a"]]},
     ],
 )
-def test_a_configuration_may_say_anything(tmp_path, config):
+def test_unexpected_stored_configurations_are_tolerated(tmp_path, config):
     from hpcgnn.storage.write.graph_writer import GraphWriter
 
     with GraphWriter(tmp_path / "g.h5", num_nodes=2, config=config) as writer:

@@ -1,4 +1,4 @@
-"""Generated graphs have the structure asked for, whatever the slabs and the number of ranks."""
+"""Generated graphs have the requested structure, for any slabs and any number of ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpcgnn.storage.read.graph_file import GraphFile
 
 
 def adjacency(graph) -> csr_matrix:
-    """All slabs together; entry (i, j) counts the edges j -> i."""
+    """Return the matrix of all slabs; entry (i, j) counts the edges j -> i."""
     counts, indices = zip(*(graph.rows(s) for s in range(graph.num_slabs)), strict=True)
     ends = [graph.slab(s) for s in range(graph.num_slabs)]
     assert ends[0][0] == 0 and ends[-1][1] == graph.num_nodes
@@ -31,7 +31,7 @@ def adjacency(graph) -> csr_matrix:
 
 
 def simple(matrix: csr_matrix) -> None:
-    """Undirected, no loops, no parallel edges."""
+    """Check that the graph is undirected, without loops and parallel edges."""
     assert (matrix != matrix.T).nnz == 0
     assert matrix.diagonal().sum() == 0
     assert matrix.nnz == 0 or matrix.data.max() == 1
@@ -99,7 +99,7 @@ def test_seeds_differ_and_repeat(comm):
     ("nodes", "slab_edges"),
     [*product([1, 2, 7, 8, 9], [1, 20, 1000]), *product([500, 1000], [1000, 1 << 22])],
 )
-def test_rmat(nodes, slab_edges):
+def test_rmat_graphs_have_the_requested_size(nodes, slab_edges):
     degree = 0 if nodes < 3 else 2 if nodes < 10 else 16
     graph = RMat(nodes, degree, 2, 3, slab_edges=slab_edges)
     matrix = adjacency(graph)
@@ -112,8 +112,8 @@ def test_rmat(nodes, slab_edges):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "slab_edges"), [(6, 1), (8, 1000)])
-def test_rmat_probabilities(nodes, slab_edges):
-    """Edges appear as often as the Kronecker power of the quadrants says."""
+def test_rmat_edges_follow_the_probabilities(nodes, slab_edges):
+    """Edges appear as often as the Kronecker power of the quadrants predicts."""
     quadrants = np.array([[0.57, 0.19], [0.19, 0.05]])
     cells = np.kron(np.kron(quadrants, quadrants), quadrants)[:nodes, :nodes]
     pairs = np.triu(cells + cells.T, 1)
@@ -135,11 +135,11 @@ def test_room_for_edges_is_checked(comm):
         PlantedPartition(comm, 100, 60, 10, 0)
     with pytest.raises(InputError, match=r"room for 0 edges between classes|within classes"):
         PlantedPartition(comm, 10, 8, 2, 0, homophily=0.5)
-    with pytest.raises(InputError, match="10 nodes have 45 pairs and 30 edges are wanted"):
+    with pytest.raises(InputError, match="10 nodes have 45 pairs, and the 30 edges asked for"):
         RMat(10, 6, 2, 0)
 
 
-def test_features_carry_the_class_and_neighbours_more_of_it(comm):
+def test_features_and_neighbours_carry_the_class(comm):
     nodes, classes = 4000, 10
     graph = PlantedPartition(comm, nodes, 30, classes, 0)
     labels = graph.labels(0, nodes)
@@ -148,7 +148,7 @@ def test_features_carry_the_class_and_neighbours_more_of_it(comm):
     means = np.stack([features[labels == c].mean(axis=0) for c in range(classes)])
     residual = features - means[labels]
     assert residual.std() == pytest.approx(3, rel=0.02)
-    # Class means are known here, so this is the most that features alone can tell
+    # Class means are known here, so this is the most that features alone can achieve
     truth = FeatureColumns(classes, 64, classes, 0, noise=0.0).features(0, np.arange(classes))
     alone = np.argmax(features @ truth.T - (truth**2).sum(axis=1) / 2, axis=1) == labels
     matrix = adjacency(graph)
@@ -159,7 +159,7 @@ def test_features_carry_the_class_and_neighbours_more_of_it(comm):
     assert together.mean() > 2.5 * alone.mean()
 
 
-def test_split_and_uniform_numbers():
+def test_shares_of_the_split_and_uniform_numbers():
     chosen = split(3, 0, 100_000, (60, 20, 20))
     assert np.bincount(chosen, minlength=4) / 1000 == pytest.approx([0, 60, 20, 20], abs=0.7)
     assert (
@@ -203,7 +203,7 @@ def test_the_file_is_the_same_on_any_number_of_ranks(comm, shared_path, monkeypa
 
 
 @pytest.mark.mpi
-def test_an_error_on_the_last_rank_is_everyones(comm, shared_path, monkeypatch):
+def test_an_error_on_the_last_rank_is_raised_on_all_ranks(comm, shared_path, monkeypatch):
     graph = RMat(100, 5, 2, 0, slab_edges=20)
     if comm.rank == comm.size - 1:
         monkeypatch.setattr(graph, "rows", lambda index: 1 // 0)
@@ -225,8 +225,8 @@ def test_an_error_on_the_last_rank_is_everyones(comm, shared_path, monkeypatch):
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("when", ["opened", "written", "closed"])
-def test_what_only_the_writer_sees_is_everyones(comm, shared_path, monkeypatch, when):
-    """A folder that is missing on rank 0, a full disk: nobody waits for what will not come."""
+def test_an_error_of_the_writing_rank_is_raised_on_all_ranks(comm, shared_path, monkeypatch, when):
+    """A folder missing on rank 0, or a full disk: no rank waits for data that will not come."""
     monkeypatch.setattr(output, "_SLAB_VALUES", 20)
     folder = shared_path if when != "opened" else shared_path / "missing" / str(comm.rank)
     if comm.rank == 0 and when != "opened":

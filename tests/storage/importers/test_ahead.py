@@ -1,4 +1,4 @@
-"""Work ahead of its use: the same items, the same errors, nothing left running."""
+"""Reading ahead: the same items, the same errors, nothing left running."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hpcgnn.storage.importers.ahead import ahead
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 7])
-def test_the_same_items(number):
+def test_reading_ahead_yields_the_same_items(number):
     assert list(ahead(iter(range(number)))) == list(range(number))
 
 
-def test_the_next_item_is_made_while_one_is_used():
+def test_the_next_item_is_prepared_while_one_is_used():
     made = threading.Semaphore(0)
 
     def items() -> Iterator[int]:
@@ -25,11 +25,11 @@ def test_the_next_item_is_made_while_one_is_used():
             yield k
 
     for k in ahead(items()):
-        for _ in range(1 if k else 2):  # of the first, the second is on its way
+        for _ in range(1 if k else 2):  # while the first is used, the second is being made
             assert k == 2 or made.acquire(timeout=10)
 
 
-def test_an_error_comes_in_its_turn():
+def test_an_error_is_raised_in_its_turn():
     def items() -> Iterator[int]:
         yield 1
         raise ValueError("at two")

@@ -1,4 +1,4 @@
-"""Cells of tables in text: what separates them, and those unlike the ones that told their kind."""
+"""Cells of text tables: separators, and cells unlike those that determined the column's type."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ENDS = ("--source", "a", "--target", "b")
-ROWS, WIDE = 1500, "w" * 800  # together more than the first MiB, by which kinds are told
+ROWS, WIDE = 1500, "w" * 800  # together more than the first MiB, which determines the types
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def edges(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("usual", "odd", "options", "words"),
     [
-        ("[1 2]", "[1 x]", ["--features", "x"], "x: is no list of numbers (found '[1 x]')"),
+        ("[1 2]", "[1 x]", ["--features", "x"], "x: is not a list of numbers (found '[1 x]')"),
         (
             "2021-05-31",
             "soon",

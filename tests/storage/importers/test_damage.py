@@ -1,4 +1,4 @@
-"""Small sources of every format, cut or changed at random: a graph, or one line and no file."""
+"""Small sources of every format, randomly damaged: a graph, or one line of error and no file."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 def attempt(source: Path, folder: Path, capfd) -> bool:
-    """Convert; whether that was refused, as it should be done, or made a sound file."""
+    """Convert; return whether it was refused in one line without a file, or gave a valid file."""
     capfd.readouterr()
     status = main(["convert", str(source), str(folder / "g.h5")])
     lines = [line for line in capfd.readouterr().err.splitlines() if ": note: " not in line]
@@ -115,7 +115,7 @@ def attempt(source: Path, folder: Path, capfd) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SOURCES)
-def test_files(name, tmp_path, capfd):
+def test_damaged_files_are_refused_or_converted(name, tmp_path, capfd):
     (tmp_path / "out").mkdir()
     source = tmp_path / name
     source.write_bytes(SOURCES[name])
@@ -128,8 +128,8 @@ def test_files(name, tmp_path, capfd):
     assert refusals > TRIALS // 4
 
 
-def test_planetoid(data, tmp_path, capfd):
-    """Changes at the start of the real files but the largest."""
+def test_damaged_planetoid_files_are_refused_or_converted(data, tmp_path, capfd):
+    """Changes at the start of all real files except the largest."""
     (tmp_path / "out").mkdir()
     folder = tmp_path / "planetoid"
     folder.mkdir()
@@ -140,7 +140,7 @@ def test_planetoid(data, tmp_path, capfd):
         source = folder / f"ind.cora.{part}"
         whole = source.read_bytes()
         for _ in range(4):
-            at = rng.randrange(300)  # the head, where the structure is described
+            at = rng.randrange(300)  # the header, which describes the structure
             source.write_bytes(whole[:at] + damaged(whole[at : at + 9], rng) + whole[at + 9 :])
             attempt(source, tmp_path / "out", capfd)
         source.write_bytes(whole)

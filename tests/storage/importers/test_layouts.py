@@ -1,4 +1,4 @@
-"""Layouts that are proved, or asked for: what may be read in two ways is not guessed."""
+"""Layouts that are unambiguous or given by options; ambiguous content is not guessed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def text(path: Path, content: str | bytes) -> Path:
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "coo"])
-def test_matrices_of_scipy(convert, tmp_path, form):
+def test_scipy_matrices_in_npz(convert, tmp_path, form):
     sp.save_npz(tmp_path / "a.npz", MATRIX.asformat(form))
     graph = convert(tmp_path / "a.npz")
     assert (graph.matrix == MATRIX.toarray().astype(np.float32)).all()
@@ -46,13 +46,13 @@ def test_other_matrices_are_refused(refused, tmp_path):
 
 def test_two_edges_and_booleans(convert, refused, tmp_path):
     np.save(tmp_path / "e.npy", [[0, 1], [2, 3]])
-    assert "may be [2, E] or [E, 2]" in refused(tmp_path / "e.npy")
-    assert "may be [2, E]" in refused(save(tmp_path / "e.npz", edges=[[0, 1], [2, 3]]))
+    assert "could be [2, E] or [E, 2]" in refused(tmp_path / "e.npy")
+    assert "could be [2, E]" in refused(save(tmp_path / "e.npz", edges=[[0, 1], [2, 3]]))
     assert convert(save(tmp_path / "i.npz", edge_index=[[0, 1], [2, 3]])).edges == [(0, 2), (1, 3)]
     np.save(tmp_path / "e.npy", np.ones((2, 4), bool))
     assert "integers, not booleans" in refused(tmp_path / "e.npy")
     np.save(tmp_path / "e.npy", np.array([[0, 2**24 + 1, 3], [1, 2, 3]], np.float32))
-    assert "integers below 16777216, as float32 has no others" in refused(tmp_path / "e.npy")
+    assert "integers below 16777216, where float32 is exact" in refused(tmp_path / "e.npy")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
@@ -69,13 +69,13 @@ def test_masks_stored_as_numbers(convert, tmp_path, dtype):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"train_mask": [0, 1, 2]}, "masks hold nothing but 0 and 1 (found 2)"),
+        ({"train_mask": [0, 1, 2]}, "masks may only hold 0 and 1 (found 2)"),
         ({"train_mask": [0, 1, 1]}, "masks must have shape [5]"),
-        ({"train": [[0, 1, 2]]}, "masks hold nothing but 0 and 1 (found 2)"),
+        ({"train": [[0, 1, 2]]}, "masks may only hold 0 and 1 (found 2)"),
         ({"train": [0, 1, 1]}, "node is listed twice (found 1)"),
-        ({"train": np.triu(np.ones((5, 5), bool))}, "may be [splits, nodes] or [nodes, splits]"),
+        ({"train": np.triu(np.ones((5, 5), bool))}, "could be [splits, nodes] or [nodes, splits]"),
         ({"train": ["a", "b"]}, "must hold numbers"),
-        ({"labels": np.eye(5)}, "no row holds more than a single 1: say --labels-as"),
+        ({"labels": np.eye(5)}, "no row holds more than a single 1: use --labels-as"),
         ({"labels": np.array(3)}, "must have a value or a row for each node"),
         ({"original_ids": [1, 1, 2, 3, 4]}, "is listed twice (found 1)"),
         ({"indptr": [0, 1, 1, 1, 1, 1], "indices": [2]}, "store the edges once"),
@@ -84,18 +84,18 @@ def test_masks_stored_as_numbers(convert, tmp_path, dtype):
         ({"type": [0] * 5, "typed_features_9": np.zeros((0, 3))}, "a type that no node has"),
     ],
 )
-def test_arrays_that_may_mean_something_else(refused, tmp_path, arrays, message):
+def test_ambiguous_arrays_are_refused(refused, tmp_path, arrays, message):
     arrays = {"edge_index": PAIRS, "num_nodes": np.array(5)} | arrays
     assert message in refused(save(tmp_path / "g.npz", **arrays))
 
 
-def test_the_user_says_what_labels_and_first_lines_are(convert, refused, tmp_path):
+def test_options_resolve_ambiguous_labels_and_first_lines(convert, refused, tmp_path):
     one_hot = np.eye(5)[[3, 1, 0, 1, 2], :4]
     path = save(tmp_path / "g.npz", edge_index=PAIRS, labels=one_hot)
     assert convert(path, "--labels-as", "one-hot").nodes.labels.tolist() == [3, 1, 0, 1, 2]
     assert convert(path, "--labels-as", "several").counts.multilabel == 1
-    assert "not what --labels-as classes means" in refused(path, "--labels-as", "classes")
-    made = ("--split-ratio", "1,1,1")  # of whole numbers of several columns too
+    assert "not fit --labels-as classes" in refused(path, "--labels-as", "classes")
+    made = ("--split-ratio", "1,1,1")  # several columns of whole numbers too
     whole = save(tmp_path / "w.npz", edge_index=PAIRS, labels=one_hot.astype(np.int64))
     assert "no row holds more than a single 1" in refused(whole, *made)
     split = convert(whole, "--labels-as", "several", *made).nodes.split
@@ -104,14 +104,14 @@ def test_the_user_says_what_labels_and_first_lines_are(convert, refused, tmp_pat
         last = " 1" if columns else ""
         rows = "".join(f"{k} {k + 1}{last}\n" for k in range(3))
         path = text(tmp_path / "g.txt", f"{sizes}\n{rows}")
-        assert "line 1: reads like the sizes of the graph" in refused(path, *columns)
+        assert "line 1: looks like the sizes of the graph" in refused(path, *columns)
         assert convert(path, "--skip-lines", 1, *columns).counts.num_edges == 3
         assert convert(path, "--skip-lines", 0, *columns).counts.num_edges == 4
     path = text(tmp_path / "s.txt", "6 6 5\n0 1\n1 2\n")
-    assert "line 2: has 2 columns, where the first line has 3" in refused(path, "--columns", "1,2")
+    assert "line 2: has 2 columns, but the first line has 3" in refused(path, "--columns", "1,2")
 
 
-def test_weights_and_times_of_konect(convert, tmp_path, capfd):
+def test_konect_weights_and_times(convert, tmp_path, capfd):
     rows = "1 2 2.5 1700000000\n2 3 0.5 1700000001\n"
     path = text(tmp_path / "out.a", "% asym posweighted\n% 2 3 3\n" + rows)
     np.testing.assert_array_equal(convert(path).slab.weight, [2.5, 0.5])
@@ -121,7 +121,7 @@ def test_weights_and_times_of_konect(convert, tmp_path, capfd):
     assert convert(path).slab.weight is None
 
 
-def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
+def test_line_ends_quotes_and_konect_headers(convert, refused, tmp_path):
     for ends in (b"\r", b"\r\n", b"\n"):
         path = text(tmp_path / "g.csv", ends.join([b'n,"a",b', b'"x, y","0",1', b"z,1,2"]))
         assert convert(path, "--columns", "a,b").edges == [(0, 1), (1, 2)]
@@ -139,7 +139,7 @@ def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
         ("% bip unweighted\n", "only one file with a line"),
         (
             "% bip unweighted\n% 2 2 2\n",
-            "line 4: the header says that this side is numbered 1 .. 2",
+            "line 4: the header says that the ids of this side are 1 .. 2",
         ),
     ):
         assert message in refused(text(tmp_path / "out.a", header + rows), *konect)
@@ -152,12 +152,14 @@ def test_ends_of_lines_quotes_and_konect(convert, refused, tmp_path):
         ("skew-symmetric", "2 1 1\n1 1 1\n", "line 4: a skew-symmetric matrix stores one side"),
     ],
 )
-def test_both_sides_of_symmetric_matrices(refused, tmp_path, kind, rows, message):
+def test_symmetric_matrices_that_store_both_sides_are_refused(
+    refused, tmp_path, kind, rows, message
+):
     head = f"%%MatrixMarket matrix coordinate real {kind}\n3 3 2\n"
     assert message in refused(text(tmp_path / "g.mtx", head + rows))
 
 
-def test_headers_of_snap_and_of_the_network_repository(convert, tmp_path, capfd):
+def test_headers_of_snap_and_network_repository(convert, tmp_path, capfd):
     rows = "0\t1\n1\t2\n"
     head = "# Undirected graph: x\n# Nodes: 3 Edges: {}\n# FromNodeId\tToNodeId\n"
     for announced, said in ((2, False), (5, True)):
@@ -170,15 +172,15 @@ def test_headers_of_snap_and_of_the_network_repository(convert, tmp_path, capfd)
     assert graph.edges == [(0, 1), (1, 0), (1, 2), (2, 1)]
 
 
-def test_options_without_a_use_are_refused(refused, tmp_path):
+def test_unused_options_are_refused(refused, tmp_path):
     np.save(tmp_path / "e.npy", PAIRS)
-    assert "go with text, not .npy" in refused(tmp_path / "e.npy", "--columns", "2,1")
+    assert "are for text, not .npy" in refused(tmp_path / "e.npy", "--columns", "2,1")
     path = save(tmp_path / "g.npz", edge_index=PAIRS)
-    assert "--columns goes with the format" in refused(path, "--columns", "2,1")
-    assert "--split-scheme goes with the format ogb" in refused(path, "--split-scheme", "time")
+    assert "--columns is for the format" in refused(path, "--columns", "2,1")
+    assert "--split-scheme is for the format ogb" in refused(path, "--split-scheme", "time")
 
 
-def test_what_is_left_out_is_named(convert, tmp_path, capfd):
+def test_ignored_content_is_named(convert, tmp_path, capfd):
     convert(
         save(tmp_path / "g.npz", edge_index=PAIRS + 1, labels=[0, 1, 3, 1, 1], year=[1], train=[0])
     )
@@ -189,6 +191,6 @@ def test_what_is_left_out_is_named(convert, tmp_path, capfd):
         "no edge touches a node below 1",
         "no node has class 2 of the 4 classes",
         "1 nodes for training, 0 for validation",
-        "sizes and weights of nodes are left out",
+        "sizes and weights of nodes are ignored",
     ):
         assert words in said

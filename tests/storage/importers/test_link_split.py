@@ -12,7 +12,7 @@ COUNTS, SOURCES = np.full(200, 50), np.random.default_rng(0).integers(0, 200, 10
 
 
 @pytest.mark.parametrize("text", ["0.8,0.1", "0.8,0.1,0.2", "a,b,c", "-0.1,0.5,0.1", "nan,0,0"])
-def test_shares_that_cant_be(text):
+def test_impossible_shares_are_refused(text):
     with pytest.raises(InputError, match="--link-split takes three shares"):
         LinkSplit.of(text, 0)
 
@@ -24,7 +24,7 @@ def test_shares_are_met_and_both_directions_agree():
     np.testing.assert_allclose(shares, [0.125, 0.5, 0.25, 0.125], atol=0.02)
     targets = np.repeat(np.arange(200), COUNTS)
     assert (codes[targets == SOURCES] == 0).all()
-    # The same edges turned round, a list at a time.
+    # The same edges reversed, one list at a time.
     order = np.argsort(SOURCES, kind="stable")
     counts = np.bincount(SOURCES, minlength=200)
     ends = np.cumsum(counts)
@@ -34,7 +34,7 @@ def test_shares_are_met_and_both_directions_agree():
     assert (LinkSplit.of("0.5,0.25,0.125", 4).codes(COUNTS, SOURCES, 0) != codes).any()
 
 
-def test_nothing_is_left_over_of_whole_shares():
+def test_shares_that_add_up_to_one_use_every_edge():
     codes = LinkSplit.of("0.8,0.1,0.1", 0).codes(COUNTS, SOURCES, 0)
     loops = np.repeat(np.arange(200), COUNTS) == SOURCES
     assert (codes[~loops] > 0).all()

@@ -1,4 +1,4 @@
-"""MatrixMarket files, against SciPy's reader."""
+"""MatrixMarket files, compared with SciPy's reader."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_blank_lines_and_isolated_nodes(convert, tmp_path):
         (HEAD + "3 3 1\n1 1\n", "line 3: has 2 columns, not 3"),
         (HEAD + "3 3 1\n1 1 x\n", "line 3: is not a number"),
         (HEAD + "3 3 1\n1 1 nan\n", "line 3: weight must be a finite float32"),
-        (HEAD + "3 3 2\n1 1 1\n", "has only 1 entries where its header announces 2"),
-        (HEAD + "3 3 1\n1 1 1\n2 2 2\n", "has more entries where its header announces 1"),
+        (HEAD + "3 3 2\n1 1 1\n", "has only 1 entries but its header announces 2"),
+        (HEAD + "3 3 1\n1 1 1\n2 2 2\n", "has more entries but its header announces 1"),
         (
             HEAD + "1000000000000000 1000000000000000 1\n1 1 1\n",
             "announces 1000000000000000 nodes but has 1 edges",
@@ -67,7 +67,7 @@ def test_blank_lines_and_isolated_nodes(convert, tmp_path):
         (HEAD + "%" * 100_000 + "\n", "line 2: longer than any header line"),
     ],
 )
-def test_bad_files(refused, tmp_path: Path, text, message):
+def test_bad_files_are_refused(refused, tmp_path: Path, text, message):
     (tmp_path / "g.mtx").write_text(text)
     found = refused(tmp_path / "g.mtx")
     assert message in found and "g.mtx" in found

@@ -50,13 +50,13 @@ def write(path: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     "text", [PLAIN, MANY, "% c\n%\n" + PLAIN.replace("\n1 3 4", "\n% c\n1 3 4")]
 )
-def test_plain(convert, tmp_path, text):
+def test_an_unweighted_graph(convert, tmp_path, text):
     graph = convert(write(tmp_path / "g.graph", text))
     assert graph.edges == sorted(truth()) and graph.slab.weight is None
 
 
 @pytest.mark.parametrize("text", [WEIGHTED, BOTH, WEIGHTED.replace("001", "1")])
-def test_weights(convert, tmp_path, text):
+def test_weighted_graphs(convert, tmp_path, text):
     path = write(tmp_path / "g.graph", text)
     assert convert(path).weights == truth()
     assert convert(path, "--no-weights").slab.weight is None
@@ -71,7 +71,7 @@ def test_isolated_nodes_blank_ends_and_gzip(convert, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["4elt", "rgg_n_2_15_s0"])
-def test_real_graphs(convert, data, name):
+def test_graphs_distributed_with_metis(convert, data, name):
     lines = (data / "metis" / f"{name}.graph").read_text().split("\n")
     number, edges = map(int, lines[0].split())
     rows = [sorted(int(word) - 1 for word in line.split()) for line in lines[1 : number + 1]]
@@ -97,19 +97,19 @@ def test_real_graphs(convert, data, name):
         ("3 2 001\n2 5\n1 5 3 1\n2 2\n", "lists node 3 more often, or with another"),
         ("3 2\n2 3\n1 1\n\n", "edges must be listed at both ends"),
         ("99999999999999999999 1\n2\n", "line 1: does not fit"),
-        ("3 2\n2\n1 3\n", "has lines for 2 nodes of 3"),
+        ("3 2\n2\n1 3\n", "has lines for only 2 of 3 nodes"),
         ("2 1\n2\n1\n1\n", "line 4: follows the last node"),
         ("% c\n2 1\n2\n%\n3\n", "line 5: neighbours are numbered 1 .. 2 (found 3)"),
         ("2 1\n2\n0\n", "line 3: neighbours are numbered 1 .. 2 (found 0)"),
-        ("2 1\n2\n-1\n", "line 3: must hold natural numbers (found '-1')"),
-        ("2 1\n2\n% c\n1.0\n", "line 4: must hold natural numbers"),
-        ("2 1\n2\n1 x\n", "line 3: must hold natural numbers (found '1 x')"),
+        ("2 1\n2\n-1\n", "line 3: must hold non-negative integers (found '-1')"),
+        ("2 1\n2\n% c\n1.0\n", "line 4: must hold non-negative integers"),
+        ("2 1\n2\n1 x\n", "line 3: must hold non-negative integers (found '1 x')"),
         ("2 1\n2\n1000000000000000000000\n", "line 3: has a number of 22 digits"),
         ("2 5\n2\n1\n", "lists 2 neighbours, but its header announces 5 edges"),
         ("2 1 001\n2 3\n1\n", "line 3: has too few numbers"),
         ("2 1 010 2\n1 1 2\n1\n", "line 3: has too few numbers"),
     ],
 )
-def test_bad_files(refused, tmp_path, text, message):
+def test_bad_files_are_refused(refused, tmp_path, text, message):
     found = refused(write(tmp_path / "g.graph", text))
     assert message in found and "g.graph" in found

@@ -1,4 +1,4 @@
-"""Named arrays, numbers as labels, and labels and a split of the edges, from arrays to graph.h5."""
+"""Named node arrays, numeric labels, and labels and a split of edges, from arrays to graph.h5."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def by_ends(graph, values: np.ndarray) -> dict:
     return dict(zip(ends, values.tolist(), strict=True))
 
 
-def test_an_archive_may_hold_them(convert, tmp_path):
+def test_an_archive_can_hold_edge_labels_and_node_arrays(convert, tmp_path):
     np.savez(
         tmp_path / "g.npz",
         edge_index=EDGES,
@@ -39,7 +39,7 @@ def test_an_archive_may_hold_them(convert, tmp_path):
     assert by_ends(graph, graph.slab.edge_split) == wanted
 
 
-def test_files_of_their_own_may_hold_them(convert, tmp_path):
+def test_separate_files_can_hold_edge_labels_and_node_arrays(convert, tmp_path):
     wide = np.arange(10.0).reshape(5, 2)
     for name, values in (("e", EDGES), ("l", wide), ("s", SPLIT), ("p", POSITION)):
         np.save(tmp_path / f"{name}.npy", values)
@@ -52,7 +52,9 @@ def test_files_of_their_own_may_hold_them(convert, tmp_path):
 
 
 @pytest.mark.parametrize("header", ["", "source,target\n"], ids=["text", "table"])
-def test_they_may_lie_beside_text_and_tables(convert, refused, tmp_path, header):
+def test_edge_labels_and_node_arrays_can_accompany_text_and_tables(
+    convert, refused, tmp_path, header
+):
     rows = "".join(f"{a},{b}\n" for a, b in EDGES.T.tolist())
     (tmp_path / "e.csv").write_text(header + rows)
     for name, values in (("l", LABELS), ("s", SPLIT), ("few", LABELS[:4]), ("many", np.arange(7))):
@@ -73,7 +75,7 @@ def test_a_split_by_shares_is_made_of_any_labels(convert, refused, tmp_path, cap
     edges = np.stack([np.arange(60), np.roll(np.arange(60), 1)])
     np.savez(tmp_path / "g.npz", edge_index=edges, y=labels, train_mask=mask)
     graph = convert(tmp_path / "g.npz", "--split-ratio", "6,2,2", "--seed", "3")
-    assert "left out for --split-ratio" in capfd.readouterr().err
+    assert "ignored because of --split-ratio" in capfd.readouterr().err
     found = graph.nodes.split[:, 0]
     shares = [np.bincount(found[labels == kind], minlength=4).tolist() for kind in (0, 1, -1)]
     assert shares == [[0, 12, 4, 4], [0, 18, 6, 6], [10, 0, 0, 0]]
@@ -87,13 +89,13 @@ def test_a_split_by_shares_is_made_of_any_labels(convert, refused, tmp_path, cap
 
 
 @pytest.mark.parametrize("option", [("--label", "y"), ("--missing", "zero"), ("--header",)])
-def test_what_speaks_of_columns_is_refused_where_there_are_none(refused, tmp_path, option):
+def test_options_for_columns_are_refused_without_tables(refused, tmp_path, option):
     np.savez(tmp_path / "g.npz", edge_index=EDGES, y=np.arange(N))
     wanted = "--delimiter" if option == ("--header",) else option[0]
-    assert f"{wanted} speaks of tables" in refused(tmp_path / "g.npz", *option)
+    assert f"{wanted} is for tables" in refused(tmp_path / "g.npz", *option)
 
 
-def test_a_reverse_is_in_the_split_of_its_edge(convert, tmp_path):
+def test_a_reverse_edge_is_in_the_split_of_its_edge(convert, tmp_path):
     np.savez(tmp_path / "g.npz", edge_index=EDGES, edge_label=LABELS, edge_split=SPLIT)
     graph = convert(tmp_path / "g.npz", "--symmetrise", "--num-nodes", "6")
     found = by_ends(graph, graph.slab.edge_split)
@@ -111,12 +113,12 @@ BAD = [
     ({"labels": VALUES}, (), "--labels-as values"),
     ({"labels": np.full(N, np.inf)}, ("--labels-as", "values"), "not finite"),
     ({}, ("--node-array", "x"), "NAME=FILE.npy"),
-    ({}, ("--edge-split", "{}/s.npy"), "goes with the format edges"),
+    ({}, ("--edge-split", "{}/s.npy"), "is for the format edges"),
 ]
 
 
 @pytest.mark.parametrize(("arrays", "options", "words"), BAD)
-def test_what_cannot_be_is_refused(refused, tmp_path, arrays, options, words):
+def test_impossible_content_is_refused(refused, tmp_path, arrays, options, words):
     np.save(tmp_path / "s.npy", SPLIT)
     np.savez(tmp_path / "g.npz", edge_index=EDGES, **arrays)
     options = [option.format(tmp_path) for option in options]

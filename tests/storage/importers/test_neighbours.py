@@ -25,7 +25,7 @@ MASKS = {
 
 
 def check(graph) -> None:
-    """It is the graph above."""
+    """Check that it is the graph above."""
     assert graph.edges == sorted(map(tuple, PAIRS.T.tolist()))
     np.testing.assert_array_equal(graph.dense_features, X)
     assert graph.nodes.labels.tolist() == Y.tolist()
@@ -38,7 +38,7 @@ def data(**more):
     return geometric.Data(**{name: torch.from_numpy(v) for name, v in tensors.items()}, **more)
 
 
-def test_names_of_pytorch_geometric(convert, refused, tmp_path, capfd):
+def test_arrays_named_as_in_pytorch_geometric(convert, refused, tmp_path, capfd):
     path = tmp_path / "g.npz"
     np.savez(path, x=X, y=Y, edge_index=PAIRS, **MASKS, pos=X)
     check(convert(path))
@@ -53,12 +53,12 @@ def test_names_of_pytorch_geometric(convert, refused, tmp_path, capfd):
     assert "node_class: looks like labels of the nodes: call it labels" in said
     assert convert(path, "--leave-out", "node_class").nodes.labels is None
     np.savez(path, x=X, features=X, edge_index=PAIRS)
-    assert "holds both features and x, which mean the same" in refused(path)
-    assert "to be left out (found 'z')" in refused(path, "--leave-out", "z")
+    assert "holds both features and x, which have the same meaning" in refused(path)
+    assert "for --leave-out (found 'z')" in refused(path, "--leave-out", "z")
 
 
 @pytest.mark.parametrize("stored", ["data", "dictionary", "data set"])
-def test_data(convert, tmp_path, capfd, stored):
+def test_pytorch_geometric_data_files(convert, tmp_path, capfd, stored):
     found = data(name="small", edge_weight=torch.tensor([1.0, 2, 3, 4]))
     what = {"data": found, "dictionary": found.to_dict(), "data set": (found.to_dict(), None)}
     torch.save(what[stored], tmp_path / "g.pt")
@@ -69,7 +69,7 @@ def test_data(convert, tmp_path, capfd, stored):
 
 
 @pytest.mark.parametrize("stored", ["data", "dictionary"])
-def test_heterogeneous_data(convert, tmp_path, stored):
+def test_pytorch_geometric_heterodata_files(convert, tmp_path, stored):
     geometric = pytest.importorskip("torch_geometric.data")
     found = geometric.HeteroData()
     found["paper"].x = torch.ones(3, 2)
@@ -128,7 +128,7 @@ def matrix() -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(4), tuple(PAIRS)), shape=(5, 5))
 
 
-def test_graphsaint(convert, refused, tmp_path, capfd):
+def test_graphsaint_folders(convert, refused, tmp_path, capfd):
     folder = tmp_path / "saint"
     folder.mkdir()
     sp.save_npz(folder / "adj_full.npz", matrix())
@@ -143,8 +143,8 @@ def test_graphsaint(convert, refused, tmp_path, capfd):
     assert convert(folder).nodes.labels.tolist() == list(several.values())
     for name, text, message in (
         ("class_map.json", '{"7": 1}', "class_map.json: nodes are numbered 0 .. 4 (found '7')"),
-        ("class_map.json", '{"1": 1, "2": [1]}', "2: must hold labels of one form"),
-        ("class_map.json", '{"1": 1', "class_map.json: is no JSON"),
+        ("class_map.json", '{"1": 1, "2": [1]}', "2: must hold labels of the same form"),
+        ("class_map.json", '{"1": 1', "class_map.json: is not JSON"),
         ("role.json", '{"tr": [1]}', "va: must be a list of node numbers"),
         ("role.json", '{"tr": [1], "va": [9], "te": []}', "node indices lie in 0 .. 4"),
     ):
@@ -154,7 +154,7 @@ def test_graphsaint(convert, refused, tmp_path, capfd):
         (folder / name).write_text(kept)
 
 
-def test_csv_folder_of_dgl(convert, refused, tmp_path):
+def test_dgl_csv_folders(convert, refused, tmp_path):
     folder = tmp_path / "mini"
     folder.mkdir()
     meta = "dataset_name: mini\nedge_data:\n- file_name: edges_0.csv\nnode_data:\n"
@@ -171,7 +171,7 @@ def test_csv_folder_of_dgl(convert, refused, tmp_path):
     check(convert(folder))
     whole = (folder / "edges_0.csv").read_text()
     (folder / "edges_0.csv").write_text("graph_id,src_id,dst_id\n0,0,1\n1,0,1\n")
-    assert "has graph_id, as data sets of many graphs" in refused(folder)
+    assert "has graph_id, like data sets of many graphs" in refused(folder)
     (folder / "edges_0.csv").write_text(whole)
     (folder / "meta.yaml").write_text(meta + "- file_name: ../nodes_0.csv\n")
     assert "names a file outside its folder" in refused(folder)
@@ -180,7 +180,7 @@ def test_csv_folder_of_dgl(convert, refused, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["graphml", "gexf"])
-def test_xml(convert, refused, tmp_path, ending):
+def test_graphml_and_gexf_files(convert, refused, tmp_path, ending):
     graph = nx.DiGraph() if ending == "gexf" else nx.Graph()
     for k in range(5):
         graph.add_node(f"n{k}", y=f"c{Y[k]}", a=float(X[k, 0]), b=float(X[k, 1]))
@@ -195,12 +195,12 @@ def test_xml(convert, refused, tmp_path, ending):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert "can't be read" in refused(path)
-    packed = tmp_path / f"g.{ending}.gz"  # a small file of which much comes
+    packed = tmp_path / f"g.{ending}.gz"  # a small file that expands to a large one
     packed.write_bytes(gzip.compress(whole + b" " * (64 << 20), 1))
-    assert "takes more memory than fits" in refused(packed, "--memory", "2GiB")
+    assert "takes more memory than is allowed" in refused(packed, "--memory", "2GiB")
 
 
-def test_shchur_and_reddit(convert, refused, tmp_path):
+def test_shchur_and_reddit_archives(convert, refused, tmp_path):
     a, x = matrix(), sp.csr_matrix(X)
     parts = {f"adj_{name}": getattr(a, name) for name in ("data", "indices", "indptr", "shape")}
     parts |= {f"attr_{name}": getattr(x, name) for name in ("data", "indices", "indptr", "shape")}
@@ -220,8 +220,8 @@ def test_shchur_and_reddit(convert, refused, tmp_path):
     assert "feature: must have a row for each of the 5 nodes" in refused(folder)
 
 
-def test_a_long_text_in_xml_is_gone_over_a_few_times(tmp_path):
-    """The parser asks for 64 KiB, and begins an open text again with each piece."""
+def test_a_long_text_in_xml_is_read_in_large_pieces(tmp_path):
+    """The parser reads 64 KiB at a time and scans an unfinished text again with each piece."""
     path = tmp_path / "g.graphml"
     path.write_bytes(b"x" * (4 << 20))
     pieces = []

@@ -1,4 +1,4 @@
-"""Columns of the nodes in files of their own."""
+"""Node columns in separate files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def edges(tmp_path):
     return tmp_path / "g.txt"
 
 
-def test_all_columns(convert, save, edges):
+def test_all_node_columns(convert, save, edges):
     graph = convert(
         edges,
         *("--features", save("f.npy", np.eye(5)[:, :3])),
@@ -87,7 +87,7 @@ def test_ids_name_the_rows(convert, refused, save, tmp_path):
 def test_rows_must_hold_the_ids_of_the_edges(refused, save, edges):
     labels = save("l.npy", [0, 1, 1])
     assert "line 2: destination must be below 3 (found 3)" in refused(edges, "--labels", labels)
-    assert "speak of 3 nodes, not 4" in refused(edges, "--labels", labels, "--num-nodes", 4)
+    assert "describe 3 nodes, not 4" in refused(edges, "--labels", labels, "--num-nodes", 4)
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_rows_must_hold_the_ids_of_the_edges(refused, save, edges):
         ("--types", [0, 1, -2, 0, 0], "node types lie in 0"),
     ],
 )
-def test_bad_columns(refused, save, edges, option, values, message):
+def test_bad_columns_are_refused(refused, save, edges, option, values, message):
     assert message in refused(edges, option, save("c.npy", values))
 
 
-def test_bad_files(refused, save, edges, tmp_path):
+def test_bad_files_are_refused(refused, save, edges, tmp_path):
     assert "nowhere.npy: no such file" in refused(edges, "--features", "nowhere.npy")
     assert "has none of train" in refused(edges, "--split", save("s.npz", {"other": [1]}))
     assert "--typed-features takes T=FILE.npy" in refused(edges, "--typed-features", "x.npy")
     (tmp_path / "t.npy").write_text("0 1 2")
-    assert "t.npy: is no NumPy array file" in refused(edges, "--labels", str(tmp_path / "t.npy"))
+    assert "t.npy: is not a NumPy array file" in refused(edges, "--labels", str(tmp_path / "t.npy"))

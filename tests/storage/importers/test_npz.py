@@ -1,4 +1,4 @@
-"""Graphs in .npz archives, made here and real ones."""
+"""Graphs in .npz archives, synthetic and real."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def codes(splits: list[tuple[list[int], list[int], list[int]]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_everything(convert, tmp_path, compressed):
+def test_all_arrays_of_an_archive(convert, tmp_path, compressed):
     dense = FEATURES.toarray().astype(np.float32)
     arrays = BASE | {"weight": MATRIX.data, "features": dense, "labels": LABELS}
     arrays |= {"train": np.array([0, 3]), "valid": np.array([8]), "test": np.array([], int)}
@@ -96,8 +96,8 @@ def test_pairs_with_edge_features_types_and_several_labels(convert, tmp_path):
     assert (graph.nodes.original_ids == np.arange(N) * 10).all()
 
 
-def test_columns_without_content(convert, tmp_path):
-    """No edges, and labels of which none, or only the last, is known."""
+def test_empty_columns(convert, tmp_path):
+    """No edges, and labels of which none or only the last is known."""
     arrays = {"indptr": np.zeros(N + 1, int), "indices": np.zeros(0, int), "weight": np.zeros(0)}
     graph = convert(save(tmp_path / "g.npz", **arrays, labels=np.full(N, -1), train=np.zeros(0)))
     assert graph.counts.num_edges == 0 and graph.counts.num_nodes == N
@@ -176,9 +176,9 @@ def test_real_graphs(convert, data, name):
     ("change", "message"),
     [
         ({"indptr": np.arange(10)[::-1]}, "indptr: row pointers must start at 0 (found 9)"),
-        ({"indptr": [0, 3, 2, *[len(MATRIX.indices)] * 7]}, "row pointers fall after row 1"),
+        ({"indptr": [0, 3, 2, *[len(MATRIX.indices)] * 7]}, "row pointers decrease after row 1"),
         ({"indptr": [*[0] * 9, 5]}, f"end at the number of entries, {len(MATRIX.indices)}"),
-        ({"indptr": [*[0] * 9, 500]}, "points beyond"),
+        ({"indptr": [*[0] * 9, 500]}, "row pointers exceed"),
         ({"indptr": np.zeros((2, 5), int)}, "indptr: must have 1 dimensions"),
         ({"indices": np.full(len(MATRIX.indices), N)}, "edge 0: destination must be below 9"),
         ({"indices": np.full(len(MATRIX.indices), -1)}, "must not be negative (found -1)"),
@@ -193,7 +193,7 @@ def test_real_graphs(convert, data, name):
         ({"labels": np.full(N, 10**12)}, "labels (-1: unknown) lie in"),
         (
             {"labels": np.full(N, 0.5)},
-            "must hold integers; say --labels-as values",
+            "must hold integers; use --labels-as values",
         ),
         ({"labels": np.full((N, 2), 2)}, "lie in -1 .. 1 (found 2)"),
         ({"labels": np.zeros(N - 1, int)}, "disagree on the number of nodes"),
@@ -218,18 +218,18 @@ def test_real_graphs(convert, data, name):
         ),
     ],
 )
-def test_bad_arrays(refused, tmp_path, change, message):
+def test_bad_arrays_are_refused(refused, tmp_path, change, message):
     found = refused(save(tmp_path / "g.npz", **(BASE | change)))
     assert message in found and "g.npz" in found
 
 
-def test_lying_sizes_cost_nothing(refused, tmp_path):
+def test_false_sizes_allocate_nothing(refused, tmp_path):
     path = save(tmp_path / "g.npz", edge_index=np.array([[0], [1]]), num_nodes=np.array(10**15))
     assert "announces 1000000000000000 nodes but has 1 edges" in refused(path)
-    assert "which go with 100006400 nodes at most" in refused(path, "--num-nodes", 10**15)
+    assert "which is plausible for at most 100006400 nodes" in refused(path, "--num-nodes", 10**15)
 
 
-def test_no_edges_missing_and_doubled_arrays(refused, tmp_path):
+def test_missing_and_repeated_arrays_are_refused(refused, tmp_path):
     assert "has no edges" in refused(save(tmp_path / "a.npz", labels=LABELS))
     path = save(tmp_path / "g.npz", **BASE)
     member = io.BytesIO()
@@ -239,16 +239,16 @@ def test_no_edges_missing_and_doubled_arrays(refused, tmp_path):
     assert "two arrays of the same name" in refused(path)
 
 
-def test_a_matrix_that_does_not_say_which_way_it_goes(convert, refused, tmp_path):
+def test_a_matrix_without_a_format_is_refused(convert, refused, tmp_path):
     by_column = MATRIX.tocsc()
     arrays = {name: getattr(by_column, name) for name in ("indptr", "indices", "data")}
     path = save(tmp_path / "g.npz", **arrays, shape=np.array([N, N]))
-    assert "without the format that says whether indptr goes over rows" in refused(path)
+    assert "without a format, which would say whether indptr is over rows" in refused(path)
     graph = convert(path, "--leave-out", "data")
     assert (graph.matrix == (MATRIX.toarray() != 0).T).all()
 
 
-def test_damaged_archives(refused, tmp_path):
+def test_damaged_archives_are_refused(refused, tmp_path):
     path = save(tmp_path / "g.npz", **BASE, labels=LABELS)
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 3):
@@ -260,13 +260,15 @@ def test_damaged_archives(refused, tmp_path):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_what_unpacks_without_a_bound_is_not_unpacked(refused, tmp_path, monkeypatch, method):
+def test_compression_without_a_size_bound_is_refused(refused, tmp_path, monkeypatch, method):
     path = tmp_path / "g.npz"
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("edge_index.npy", b"\0" * (1 << 20))
     monkeypatch.setattr(zipfile.ZipExtFile, "read", None)
     message = refused(path)
-    assert "edge_index.npy: is packed in another way" in message and f"method {method}" in message
+    assert (
+        "edge_index.npy: is compressed with a method" in message and f"method {method}" in message
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""OGB's raw folders, and the names its package knows."""
+"""OGB's raw folders, and data set names of its package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check(graph) -> None:
     assert graph.nodes.split[:, 0].tolist() == [1, 3, 1, 2, 0]
 
 
-def test_text(convert, folder):
+def test_ogb_text_folders(convert, folder):
     check(convert(folder))
 
 
@@ -57,7 +57,7 @@ def test_edge_features_and_several_labels(convert, folder):
     assert graph.nodes.labels.tolist() == [[0, 1, 1]] * 5
 
 
-def test_arrays(convert, folder):
+def test_ogb_binary_folders(convert, folder):
     for path in (folder / "raw").iterdir():
         path.unlink()
     labels = np.where(LABELS < 0, np.nan, LABELS)
@@ -72,7 +72,7 @@ def test_arrays(convert, folder):
     check(convert(folder))
 
 
-def test_names(convert, refused, folder, tmp_path, monkeypatch):
+def test_ogb_data_sets_by_name(convert, refused, folder, tmp_path, monkeypatch):
     name = tmp_path / "ogbn-tiny"
     monkeypatch.setitem(sys.modules, "ogb.nodeproppred", None)
     assert "pip install ogb" in refused(name)
@@ -125,12 +125,12 @@ def test_split_schemes(convert, refused, folder):
         ),
     ],
 )
-def test_bad_files(refused, folder, name, text, message):
+def test_bad_files_are_refused(refused, folder, name, text, message):
     (folder / name).write_bytes(gzip.compress(text.encode()))
     assert message in refused(folder)
 
 
-def test_missing_and_truncated_files(refused, folder):
+def test_missing_and_truncated_files_are_refused(refused, folder):
     whole = (folder / "raw" / "edge.csv.gz").read_bytes()
     (folder / "raw" / "edge.csv.gz").write_bytes(whole[:-6])
     assert "edge.csv.gz: is truncated or damaged" in refused(folder)
@@ -139,7 +139,7 @@ def test_missing_and_truncated_files(refused, folder):
     assert "has no folder raw/" in refused(folder / "raw", "--format", "ogb")
 
 
-def test_what_is_left_out_is_named(convert, refused, folder, capfd):
+def test_ignored_files_are_named(convert, refused, folder, capfd):
     convert(folder)
     assert "node_year.csv.gz" in capfd.readouterr().err
     arrays = {"edge_index": EDGES.T, "num_nodes_list": np.array([5])}

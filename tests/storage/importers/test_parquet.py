@@ -16,7 +16,7 @@ def write(path: Path, **columns: object) -> Path:
     return path
 
 
-def test_columns(convert, refused, tmp_path):
+def test_columns_of_a_file(convert, refused, tmp_path):
     path = write(tmp_path / "g.parquet", w=[0.5, 2], dst=[9, 7], src=[7, 10**15], other=["a", "b"])
     graph = convert(path)
     assert graph.named_edges == [(7, 9), (10**15, 7)] and graph.slab.weight is None
@@ -27,7 +27,7 @@ def test_columns(convert, refused, tmp_path):
     assert "other: must hold numbers" in refused(path, "--columns", "src,dst,other")
 
 
-def test_folder_of_parts(convert, refused, tmp_path):
+def test_a_folder_of_files(convert, refused, tmp_path):
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, 500, (7000, 2))
     folder = tmp_path / "edges"
@@ -48,7 +48,7 @@ def test_columns_in_the_names_of_folders_are_named(convert, refused, tmp_path, c
     ignored = "ignored: note, month (in the names of folders), year (in the names of folders)"
     assert ignored in capfd.readouterr().err
     said = refused(tmp_path / "edges", "--columns", "src,dst,year")
-    assert "edges: is in the names of folders alone" in said and "(found 'year')" in said
+    assert "edges: is only in the names of folders" in said and "(found 'year')" in said
 
 
 @pytest.mark.parametrize(
@@ -56,18 +56,18 @@ def test_columns_in_the_names_of_folders_are_named(convert, refused, tmp_path, c
     [
         ({"src": [0, 1], "dst": [1, None]}, "dst: row 1 is null"),
         ({"src": [0, 1], "dst": [1, -2]}, "row 1, dst: ids are numbers from 0: --string-ids"),
-        ({"src": [0, 1], "dst": [0.5, 1]}, "row 0, dst: is no whole number"),
+        ({"src": [0, 1], "dst": [0.5, 1]}, "row 0, dst: is not a whole number"),
         ({"src": pa.array([0, 2**64 - 1], pa.uint64()), "dst": [1, 1]}, "does not fit"),
         ({"src": [0, 1], "dst": [1, 1], "weight": [1, np.inf]}, "row 1: weight must be a finite"),
         ({"a": [0, 1], "b": [1, 2]}, "choose source and destination with --columns A,B"),
         ({"src": pa.array([], pa.int64()), "dst": pa.array([], pa.int64())}, "holds no edges"),
     ],
 )
-def test_bad_columns(refused, tmp_path, columns, message):
+def test_bad_columns_are_refused(refused, tmp_path, columns, message):
     assert message in refused(write(tmp_path / "g.parquet", **columns))
 
 
-def test_damaged_files(refused, tmp_path):
+def test_damaged_files_are_refused(refused, tmp_path):
     path = write(tmp_path / "g.parquet", src=np.arange(9999), dst=np.arange(9999))
     whole = path.read_bytes()
     for spoilt in (b"", b"PAR1", whole[:-9], whole[:4] + b"\xff" * 4000 + whole[4004:]):
@@ -89,7 +89,7 @@ def test_pages_are_compared_with_their_checksums(refused, tmp_path):
     assert "CRC checksum verification failed" in refused(tmp_path / "g.parquet")
 
 
-def test_columns_that_may_mean_something_else(convert, refused, tmp_path, capfd):
+def test_ambiguous_columns_are_refused(convert, refused, tmp_path, capfd):
     twice = pa.Table.from_arrays(
         [pa.array([0]), pa.array([1]), pa.array([2])], ["src", "dst", "dst"]
     )
@@ -97,11 +97,11 @@ def test_columns_that_may_mean_something_else(convert, refused, tmp_path, capfd)
     assert "this one twice (found 'dst')" in refused(tmp_path / "g.parquet")
     path = write(tmp_path / "g.parquet", source=[0], destination=[1], target=[2])
     assert "choose source and destination with --columns" in refused(path)
-    assert "a column is chosen for two things" in refused(path, "--columns", "source,source")
+    assert "a column is chosen for two purposes" in refused(path, "--columns", "source,source")
     assert "not booleans" in refused(write(path, src=[True], dst=[1]))
     convert(write(path, src=[0], dst=[1], year=[2]))
     assert "ignored: year" in capfd.readouterr().err
     (tmp_path / "parts").mkdir()
     write(tmp_path / "parts" / "0.parquet", src=[0], dst=[1])
     write(tmp_path / "parts" / "1.parquet", a=[0], b=[1])
-    assert "1.parquet: has columns a, b, none of this name" in refused(tmp_path / "parts")
+    assert "1.parquet: has columns a, b, but not this one" in refused(tmp_path / "parts")

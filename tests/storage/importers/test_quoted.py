@@ -1,4 +1,4 @@
-"""Values that go on in the next line, against Python's own csv."""
+"""Values that span several lines, compared with Python's csv."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = ("plain", "two\nlines", 'she said "no"\n\nand left', "a, b\n# c", "", "\
 
 
 @pytest.mark.parametrize("piece", [1 << 20, 61])
-def test_tables_with_texts_of_several_lines(tmp_path, monkeypatch, piece):
+def test_tables_with_multi_line_texts(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(text, "PIECE_BYTES", piece)
     rng = random.Random(0)
     rows = [(f"n{k}\nof {k % 3}", rng.choice(TEXTS), rng.random()) for k in range(60)]
@@ -46,19 +46,19 @@ def test_tables_with_texts_of_several_lines(tmp_path, monkeypatch, piece):
     [
         ('id,x\n"a\nb",1\nq,\n', "line 4, x: is missing"),
         ('id,x\n"a\nb",1\n"a\nb",2\n', "line 4: is listed twice"),
-        ('id,x\n"a\n\nb",1\nq\n', "line 5: has 1 columns, where the first line has 2"),
+        ('id,x\n"a\n\nb",1\nq\n', "line 5: has 1 columns, but the first line has 2"),
         ('id,x\n"a\nb"c,1\nq,2\n', "line 2: has a quote that is not closed"),
         ('id,x\np,"1\nq,2\nr,"3\n', "line 2: has a quote that is not closed"),
     ],
 )
-def test_lines_are_counted_through_them(refused, tmp_path, table, message):
+def test_line_numbers_count_multi_line_texts(refused, tmp_path, table, message):
     (tmp_path / "e.csv").write_text("source,target\nq,q\n")
     (tmp_path / "n.csv").write_text(table)
     options = ("--nodes", str(tmp_path / "n.csv"), "--id", "id", "--features", "x")
     assert message in refused(tmp_path / "e.csv", *options)
 
 
-def test_rows_as_csv_parts_them():
+def test_rows_are_split_as_by_pythons_csv():
     rng = random.Random(1)
     for _ in range(300):
         rows = [[rng.choice(TEXTS) + "x" for _ in range(3)] for _ in range(5)]

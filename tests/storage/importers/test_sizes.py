@@ -1,4 +1,4 @@
-"""Sizes that lie, files that never end: one line, soon, and in little memory."""
+"""False sizes and endless files: refused in one line, soon, and in little memory."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ HEAD = b"%%MatrixMarket matrix coordinate pattern general\n"
         ("g.mtx.gz", b"%\n", HEAD, "has no sizes in its first"),
     ],
 )
-def test_packed_lines_without_data(refused, tmp_path, name, unit, head, message):
+def test_compressed_lines_without_data_are_refused(refused, tmp_path, name, unit, head, message):
     assert message in refused(packed(tmp_path / name, unit, 13, head))
 
 
-def test_packed_data_out_of_proportion():
+def test_decompression_bombs_are_refused():
     check_inflation(Path("g.gz"), 1 << 10, 1 << 30)
     check_inflation(Path("g.gz"), 1 << 30, 1 << 38)
     with pytest.raises(InputError, match=r"g\.gz: unpacks to more than 500 times its size"):
@@ -61,13 +61,13 @@ def header(shape: str, version: int = 1, length: int | None = None) -> bytes:
     ("content", "message"),
     [
         (header(str((1,) * 70)) + bytes(8), "must have at most 8 dimensions (found 70)"),
-        (header("(2, 2)") + bytes(40), "goes on after the array of shape (2, 2)"),
+        (header("(2, 2)") + bytes(40), "continues after the array of shape (2, 2)"),
         (header("(2, 3)") + bytes(40), "is truncated: its header announces shape (2, 3)"),
         (header("(5, 1000000000000000000000, 0)"), "must be a plain array of numbers"),
         (header("(2, 3)", 2, 3 << 30) + bytes(40), "a header of 3221225472 bytes"),
     ],
 )
-def test_lying_headers(refused, tmp_path, content, message):
+def test_false_headers_are_refused(refused, tmp_path, content, message):
     (tmp_path / "e.npy").write_bytes(content)
     assert message in refused(tmp_path / "e.npy")
     with zipfile.ZipFile(tmp_path / "g.npz", "w") as archive:
@@ -77,13 +77,13 @@ def test_lying_headers(refused, tmp_path, content, message):
     assert message in refused(tmp_path / "e.txt", "--features", str(tmp_path / "e.npy"))
 
 
-def test_more_nodes_than_fit_the_edges(refused, tmp_path):
+def test_implausible_numbers_of_nodes_are_refused(refused, tmp_path):
     (tmp_path / "g.txt").write_text("0 1\n")
     said = refused(tmp_path / "g.txt", "--num-nodes", 2 * 10**9)
     assert "announces 2000000000 nodes but has 1 edges" in said
 
 
-def test_a_row_of_features_wider_than_memory(tmp_path):
+def test_a_feature_row_wider_than_memory_is_refused(tmp_path):
     np.savez(tmp_path / "g.npz", p=[0, 999, 999], i=np.zeros(999, int), d=np.zeros(999))
     archive = Archive(tmp_path / "g.npz")
     rows = sparse_rows(archive["p"], archive["i"], archive["d"], 1 << 30, limit=999 * 16 - 1)
@@ -98,24 +98,24 @@ def test_a_row_of_features_wider_than_memory(tmp_path):
             b"\x80\x02}("
             + b"".join(b"J" + struct.pack("<i", k) + b"h\x01" for k in range(99))
             + b"u.",
-            "refers 99 times to what it holds already",
+            "refers 99 times to objects that it already holds",
         ),
-        (b"]" + b"2" * 50 + b".", "operation DUP is not admitted"),
-        (b"cnumpy\nndarray\n\x81.", "is no pickle"),
+        (b"]" + b"2" * 50 + b".", "operation DUP is not allowed"),
+        (b"cnumpy\nndarray\n\x81.", "is not a pickle"),
         (
             b"cnumpy\nndarray\n(tR(I1\n(I9\ntcnumpy\ndtype\n(S'i8'\ntR(I3\nS'<'\ntbI00\n"
             b"I99999999999\ntb.",
-            "its data are no bytes",
+            "its data are not bytes",
         ),
     ],
 )
-def test_pickles_that_make_much_of_little(tmp_path, stored, message):
+def test_pickles_that_expand_are_refused(tmp_path, stored, message):
     (tmp_path / "p").write_bytes(stored)
     with pytest.raises(InputError, match=message):
         load_pickle(tmp_path / "p", 1 << 30)
 
 
-def test_a_dictionary_starts_empty(tmp_path):
+def test_a_pickled_dictionary_is_read(tmp_path):
     (tmp_path / "p").write_bytes(pickle.dumps({0: [1]}, 2))
     assert load_pickle(tmp_path / "p", 1 << 30) == {0: [1]}
 
@@ -131,7 +131,7 @@ def test_pipes_are_refused_at_once(refused, tmp_path):
         pass
 
 
-def test_names_that_are_no_text(convert, refused, tmp_path, capfd):
+def test_file_names_that_are_not_utf_8_are_accepted(convert, refused, tmp_path, capfd):
     source = Path(os.fsdecode(bytes(tmp_path) + b"/g\xff.npz"))
     with source.open("wb") as file:
         np.savez(file, edge_index=[[0, 1, 2], [1, 2, 0]], **{"\x1b[31m": [1]})

@@ -1,4 +1,4 @@
-"""Sorting in bounded memory, against NumPy's sort of everything at once."""
+"""Sorting in bounded memory, compared with NumPy's sort of everything at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def edges(source, destination) -> np.ndarray:
 @pytest.mark.parametrize("many", [0, 1 << 20])
 @pytest.mark.parametrize("spans", [(1, 1), (3, 2), (50, 900), (10**9, 5), (2**40, 2**40)])
 @pytest.mark.parametrize("number", [1, 2, 7, 1000])
-def test_order_of_pairs(monkeypatch, number, spans, many):
+def test_pairs_are_sorted(monkeypatch, number, spans, many):
     monkeypatch.setattr(module, "_MANY", many)
     rng = np.random.default_rng(number)
     pairs = edges(*(rng.integers(k - 3, k - 3 + span, number) for k, span in enumerate(spans)))
@@ -47,7 +47,7 @@ def keys(kind: str, number: int, rng: np.random.Generator) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["uniform", "power law", "ascending", "far apart", "one far"])
 @pytest.mark.parametrize("limit", [1 << 11, 1 << 15, 1 << 24])
 @pytest.mark.parametrize("number", [0, 1, 7, 20_000])
-def test_stable_order(tmp_path, kind, limit, number):
+def test_sorting_is_stable(tmp_path, kind, limit, number):
     rng = np.random.default_rng(number)
     records = edges(keys("uniform", number, rng), keys(kind, number, rng))
     with Scratch(tmp_path / "out.h5", limit) as scratch:
@@ -85,13 +85,13 @@ ENDS = np.dtype([("source", np.int32), ("destination", np.int32)])
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_ends_alone_are_sorted_in_pieces(tmp_path, whole):
-    """A third of the edges have one destination, more than a piece holds."""
+def test_edge_ends_are_sorted_in_pieces(tmp_path, whole):
+    """A third of the edges have the same destination, more than a piece holds."""
     rng = np.random.default_rng(5)
     records = np.empty(150_000, ENDS)
     records["source"] = rng.integers(0, (1 << 31) - 1, 150_000, endpoint=True)
     records["destination"] = rng.integers(0, 9000, 150_000) * (rng.random(150_000) < 0.67)
-    with Scratch(tmp_path / "out.h5", 500_000) as scratch:  # the numbers, 1.2 MB, are let in
+    with Scratch(tmp_path / "out.h5", 500_000) as scratch:  # the 1.2 MB of numbers are allowed
         stored = scratch.records(ENDS)
         for part in np.array_split(records, 11):
             stored.append(part)
@@ -115,7 +115,7 @@ def test_a_node_with_more_ends_than_fit_is_named(tmp_path):
 
 @pytest.mark.parametrize("limit", [1 << 11, 1 << 24])
 @pytest.mark.parametrize("listed", [False, True])
-def test_ids_become_rows(tmp_path, limit, listed):
+def test_ids_are_replaced_by_rows(tmp_path, limit, listed):
     rng = np.random.default_rng(8)
     names = rng.choice(2**62, 700, replace=False)
     records = edges(rng.choice(names, 9000), rng.choice(names, 9000))

@@ -19,7 +19,7 @@ def pairs(first: int, number: int) -> np.ndarray:
 @pytest.mark.parametrize("expected", [None, 0, 19, 20, 21, 1 << 50])
 @pytest.mark.parametrize("limit", [24, 12 * 12, 12 * 20, 1 << 20])
 @pytest.mark.parametrize("take", [False, True])
-def test_all_come_back_whatever_was_expected(tmp_path, expected, limit, take):
+def test_all_records_are_read_back_whatever_number_was_expected(tmp_path, expected, limit, take):
     with Scratch(tmp_path / "out.h5", limit) as scratch:
         records = scratch.records(PAIR, expected=expected)
         for first, number in ((0, 7), (7, 0), (7, 8), (15, 5)):

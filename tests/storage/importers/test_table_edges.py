@@ -12,7 +12,7 @@ from tests.storage.importers.test_tables import ENDS, write
 
 
 def edges_of(path):
-    """`(source, destination): (label, split)` of each edge, and the names of classes."""
+    """Return `(source, destination): (label, split)` of each edge, and the class names."""
     with GraphFile(path) as graph:
         rows, classes = graph.read_rows(0, graph.num_nodes), graph.read_encoding().edge_classes
     targets = np.repeat(np.arange(len(rows.indptr) - 1), np.diff(rows.indptr))
@@ -23,8 +23,8 @@ def edges_of(path):
     return dict(zip(pairs, zip(labels, split, strict=True), strict=True)), classes
 
 
-def test_classes_of_edges_by_name(made, tmp_path):
-    """Missing ones are unknown, later tables follow the first, and may lack the column."""
+def test_edge_classes_by_name(made, tmp_path):
+    """Missing classes are unknown; later tables use the first one's and may lack the column."""
     text = "a,b,kind,when\n0,1,late,train\n1,2,,TEST\n2,0,early,\n"
     edges = write(tmp_path / "e.csv", text)
     more = write(tmp_path / "f.csv", "a,b,when\n3,0,valid\n")
@@ -44,7 +44,7 @@ def test_classes_of_edges_by_name(made, tmp_path):
     assert edges_of(path) == (found, ["true"])
 
 
-def test_numbers_and_several_labels_of_edges(made, tmp_path):
+def test_numeric_and_multiple_edge_labels(made, tmp_path):
     edges = write(tmp_path / "e.csv", "a,b,p,q,r,s,t\n0,1,1,0,True,False,False\n1,0,,1,,,1\n")
     values = ("--edge-label", "p", "--edge-labels-as", "values")
     found, classes = edges_of(made(edges, *ENDS, *values))
@@ -69,19 +69,19 @@ def test_the_reverse_of_an_edge_has_its_label(made, tmp_path, refused):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--edge-label", "z"), "has columns a, b, k, s, n, none of this name"),
-        (("--edge-label", "a"), "a column is chosen for two things"),
+        (("--edge-label", "z"), "has columns a, b, k, s, n, but not this one"),
+        (("--edge-label", "a"), "a column is chosen for two purposes"),
         (("--edge-label", "k", "--edge-features", "k"), "is both a feature and something else"),
-        (("--edge-label", "n"), "line 2, n: is no whole number: --edge-labels-as values"),
+        (("--edge-label", "n"), "line 2, n: is not a whole number: --edge-labels-as values"),
         (("--edge-label", "k,n"), "k: must hold numbers where labels are values or several"),
         (("--edge-label", "k", "--edge-labels-as", "values"), "k: must hold numbers"),
         (("--edge-labels-as", "values"), "says what --edge-label COLUMN holds: name it"),
         (("--edge-split-column", "s"), "line 3, s: must be train, valid, test or empty"),
         (("--edge-split-column", "s,k"), "--edge-split-column takes one column, or three masks"),
-        (("--edge-label", "k", "--edge-labels", "l.npy"), "say the same: leave one out"),
+        (("--edge-label", "k", "--edge-labels", "l.npy"), "have the same meaning: leave one out"),
     ],
 )
-def test_bad_labels_of_edges(refused, tmp_path, options, message, monkeypatch):
+def test_bad_edge_labels_are_refused(refused, tmp_path, options, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("l.npy", np.zeros(2, np.int64))
     edges = write(tmp_path / "e.csv", "a,b,k,s,n\n0,1,x,train,0.5\n1,0,y,yes,1\n")

@@ -1,4 +1,4 @@
-"""What `convert` says of columns of tables that may mean something else."""
+"""Notes of `convert` on table columns that may be meant differently."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from tests.storage.importers.test_tables import ENDS, write
     ("times", "labels", "option", "note"),
     [
         ("1122", "aabb", "--split-time", None),
-        ("1112", "aabb", "--split-time", "parts nodes of one time"),
+        ("1112", "aabb", "--split-time", "separates nodes of the same time"),
         ("1111", "aaaa", "--split-ratio", None),
         ("1111", "aaab", "--split-ratio", "1 of 2 classes have too few labelled nodes (at most 1)"),
     ],
 )
-def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, labels, option, note):
+def test_splits_that_miss_classes_or_times_are_noted(
+    made, tmp_path, capfd, times, labels, option, note
+):
     rows = "".join(f"{k},{t},{y}\n" for k, (t, y) in enumerate(zip(times, labels, strict=True)))
     nodes = write(tmp_path / "n.csv", "id,t,y\n" + rows)
     time = ("--split-time", "t") if option == "--split-time" else ()
@@ -24,7 +26,7 @@ def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, lab
     made(edges, nodes, *ENDS, "--nodes", 1, "--label", "y", *time, "--split-ratio", "1,1,0")
     said = capfd.readouterr().err
     assert (note or "") in said and (note is not None or "classes have" not in said)
-    assert note is not None or "one time" not in said
+    assert note is not None or "same time" not in said
     assert note is None or any(
         line.startswith("hpcgnn: note: ") and "e.csv" not in line
         for line in said.splitlines()
@@ -32,7 +34,7 @@ def test_splits_that_do_not_come_out_are_named(made, tmp_path, capfd, times, lab
     )
 
 
-def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
+def test_numbers_with_symbols_are_noted(made, tmp_path, capfd):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "id,x,z\np,5%,k\nq,$3,5%\n")
     made(edges, nodes, *ENDS, "--nodes", 1, "--features", "x,z")
@@ -47,17 +49,18 @@ def test_numbers_with_signs_are_pointed_out(made, tmp_path, capfd):
         (["1 000", "2 500", "3 000"], "x has texts such as 1 000, each of which"),
         (["31/05/2021", "01/06/2021", "02/06/2021"], "x has texts such as 01/06/2021, each of"),
         (["(3)", "4-", "5%"], "x has texts such as (3), each of which"),
-        (["1", "2", "#N/A"], "x has the value #N/A: if it is missing there, say --na #N/A"),
+        (["1", "2", "#N/A"], "x has the value #N/A: if this means a missing value, use --na #N/A"),
         (
             ["1", "2", "many"],
-            "x holds numbers and many (n.csv, line 4), each of which becomes a feature: --na many",
+            "x holds numbers and many (n.csv, line 4), each of which becomes a feature: "
+            "use --na many",
         ),
         (["1 2", "3", "5 6 7"], "x has texts such as 1 2, each of which becomes a feature"),
         (["[1 2]", "[3 4]", "half"], "x holds numbers and half (n.csv, line 4), each of which"),
         (["a1", "b2", "3"], None),
     ],
 )
-def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note):
+def test_texts_that_look_like_numbers_are_noted(made, tmp_path, capfd, values, note):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     rows = "".join(f"{name},{value}\n" for name, value in zip("pqr", values, strict=True))
     nodes = write(tmp_path / "n.csv", "id,x\n" + rows)
@@ -73,8 +76,8 @@ def test_what_may_be_numbers_is_pointed_out(made, tmp_path, capfd, values, note)
         ([str(k) for k in range(40)], "y has 40 different values in 40 rows, each of which"),
         ([f"k{k % 20}" for k in range(40)], None),
         ([f"k{k % 3}" for k in range(40)], None),
-        (["rot", "Rot ", "b", "B"], "y has the values 'Rot ' and 'rot', which count as two"),
-        (["None", "k"], "y has the value None: if it is missing there, say --na None"),
+        (["rot", "Rot ", "b", "B"], "y has the values 'Rot ' and 'rot', which count as different"),
+        (["None", "k"], "y has the value None: if this means a missing value, use --na None"),
         (["2021-05-31", "2021-06-01T12:00"], "y holds dates such as 2021-05-31, each of which"),
         (["31/05/2021", "1/6/2021"], "y holds dates such as 1/6/2021, each of which becomes a c"),
         (["2021-05-31", "x"], None),
@@ -137,6 +140,6 @@ def test_errors_in_graphml_name_the_node(refused, tmp_path):
 
 
 @pytest.mark.parametrize(("edges", "said"), [("p,p\nq,q\n", True), ("p,p\nq,p\n", False)])
-def test_edges_that_join_no_nodes_are_named(made, tmp_path, capfd, edges, said):
+def test_graphs_of_only_self_loops_are_noted(made, tmp_path, capfd, edges, said):
     made(write(tmp_path / "e.csv", "a,b\n" + edges), *ENDS)
     assert ("every edge is a self-loop" in capfd.readouterr().err) == said

@@ -32,8 +32,8 @@ def names(path: Path) -> list[str]:
         return graph.names.texts(0, graph.num_nodes)
 
 
-def test_joined_by_name(made, tmp_path, capfd):
-    """Against dictionaries of Python's own csv, with ids that need quotes and other alphabets."""
+def test_tables_are_joined_by_name(made, tmp_path, capfd):
+    """Compared with Python's csv, with ids that need quotes and with other alphabets."""
     rng = random.Random(0)
     ids = [f"né, {k}" if k % 3 else f'"{k}"' for k in range(200)]
     with (tmp_path / "n.csv").open("w", newline="", encoding="utf-8") as file:
@@ -106,7 +106,7 @@ def test_joined_by_name(made, tmp_path, capfd):
 
 
 @pytest.mark.slow
-def test_the_same_from_parquet_packed_text_and_small_memory(made, tmp_path):
+def test_parquet_compressed_text_and_little_memory_give_the_same_graph(made, tmp_path):
     rng = np.random.default_rng(0)
     ids = np.array([f"id{k}" for k in rng.permutation(5000)])
     pairs = ids[rng.integers(0, 5000, (40_000, 2))]
@@ -127,8 +127,8 @@ def test_the_same_from_parquet_packed_text_and_small_memory(made, tmp_path):
     assert len({found["tsv"], found["tsv.gz"], found["tsv.zst"]}) == 1
 
 
-def test_names_go_over_the_disk(tmp_path):
-    """With room for a few hashes, names are met again and still kept once, in the same order."""
+def test_names_are_matched_with_little_memory(tmp_path):
+    """With memory for a few hashes, repeated names are still kept once, in the same order."""
     rng = np.random.default_rng(0)
     texts = [f"{'x' * (k % 23)}{k}" for k in rng.integers(0, 900, 5000)]
     kept = {}
@@ -149,7 +149,7 @@ def test_names_go_over_the_disk(tmp_path):
         kept[limit] = found
 
 
-def test_hashes_tell_texts_apart():
+def test_hashes_distinguish_texts():
     texts = ["", "a", "b", "ab", "ba", "a" * 8, "a" * 9, "a" * 16, "a" * 17, "a" * 7 + "\0"]
     texts += [f"{k:09d}" for k in range(20_000)]
     ids, checks = hashes(pa.array(texts))
@@ -158,7 +158,7 @@ def test_hashes_tell_texts_apart():
     assert (again == ids).all()
 
 
-def test_later_tables_are_read_alike(made, refused, tmp_path):
+def test_like_reads_later_tables_in_the_same_way(made, refused, tmp_path):
     nodes = write(tmp_path / "n.csv", "id,kind,x,y\np,u,1,red\nq,v,,blue\nr,,3,\n")
     edges = write(tmp_path / "e.csv", "a,b,kind\np,q,likes\nq,r,knows\n")
     options = (
@@ -200,10 +200,10 @@ def test_later_tables_are_read_alike(made, refused, tmp_path):
     assert names(third) == ["s", "t", "p"]
     write(edge, "a,b,kind\ns,p,hates\n")
     said = refused(edges, edge, "--nodes", str(nodes), str(more), "--like", str(first))
-    assert "line 2, kind: is none of the known relations (found 'hates')" in said
+    assert "line 2, kind: is not one of the known relations (found 'hates')" in said
     write(more, "x,kind,id,y\n7,u,s,green\n")
     said = refused(edges, "--nodes", str(nodes), str(more), "--like", str(first))
-    assert "line 2, y: is none of the classes that are known (found 'green')" in said
+    assert "line 2, y: is not one of the known classes (found 'green')" in said
 
 
 MASKS = ("--split-column", "s,t,u")
@@ -217,7 +217,7 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
     ("edges", "nodes", "options", "message"),
     [
         ("a,b\np,z\n", None, (), "e.csv, line 2: an edge ends at a node that is not"),
-        ("a,b\np,q\np\n", None, (), "line 3: has 1 columns, where the first line has 2"),
+        ("a,b\np,q\np\n", None, (), "line 3: has 1 columns, but the first line has 2"),
         ("a,b\np,q\n,q\n", None, (), "line 3 is null or empty"),
         ('a,b\np,q\n"p,q\n', None, (), "line 3: has a quote that is not closed"),
         ("a,b,w\np,q,1\n\np,q,x\n", None, ("--weight", "w"), "line 4: w: is not a number"),
@@ -229,23 +229,23 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         (LATE, "id\n7\n8\n", (), "line 1003: b: begins with 0: --string-ids"),
         ("a,b\np,q\n", "id,y\np,1\nq,2\n" + "q,2\n" * 999 + "q,02\n", CLASS, "begins with 0"),
         ("a,b\np,e\u0301\n", "id\np\n\u00e9\n", (), "in this Unicode form (not NFC)"),
-        ('a, b\np, "q"\n', None, (), "a quote stands after a space"),
-        ("a,b\n1.0,2.0\n1.5,2.0\n", "id\n1\n2\n", (), "line 3, a: is no whole number"),
-        (f"a,b\n7,{2**64 - 1}\n", "id\n7\n8\n", (), "--string-ids takes it as text"),
-        ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is no whole number"),
+        ('a, b\np, "q"\n', None, (), "a quote follows a space"),
+        ("a,b\n1.0,2.0\n1.5,2.0\n", "id\n1\n2\n", (), "line 3, a: is not a whole number"),
+        (f"a,b\n7,{2**64 - 1}\n", "id\n7\n8\n", (), "--string-ids reads it as text"),
+        ("a,b\np,q\n", "id,y\np,1.5\nq,2\n", ("--label", "y"), "is not a whole number"),
         ("a,b\np,q\n", "id,s\np,x\nq,\n", ("--split-column", "s"), "line 2, s: must be train"),
         ("a,b\np,q\n", "id,s,t,u\np,1,0,0\nq,1,0,1\n", MASKS, "line 3, s: masks are 0 and 1"),
         (
             "a,b\np,q\n",
             None,
             ("--features", "z*"),
-            "has columns id, x, none of this name (found 'z*')",
+            "has columns id, x, but not this one (found 'z*')",
         ),
         ("a,b\np,q\n", None, ("--split-ratio", "1,2"), "--split-ratio takes three shares"),
-        ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "one of labelled nodes: say --label"),
+        ("a,b\np,q\n", None, ("--split-ratio", "1,2,3"), "needs labelled nodes: add --label"),
         ("a,b\np,q\n", None, ("--delimiter", "ab"), "--delimiter takes one ASCII character"),
         ("a,b\np,q,\n", None, (), "has 2: remove the delimiter at the end"),
-        ("a,b\np,q\n# no\n", None, (), "--comment '#' passes over lines that begin so"),
+        ("a,b\np,q\n# no\n", None, (), "--comment '#' skips lines that begin with it"),
         ("a,b\n7,-8\n", "id\n7\n", (), "line 2, b: ids are numbers from 0: --string-ids"),
         ("a;b;w\np;q;0,5\n", None, ("--weight", "w"), "is not a number (--decimal-comma: 0,5"),
         ("a,b\np,q\n", "id;x\np;0,5\nq;2\n", ("--features", "x"), "x: holds numbers with a comma"),
@@ -257,14 +257,14 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("", None, (), "holds no table"),
     ],
 )
-def test_bad_tables(refused, tmp_path, edges, nodes, options, message):
+def test_bad_tables_are_refused(refused, tmp_path, edges, nodes, options, message):
     path = write(tmp_path / "e.csv", edges)
     table = write(tmp_path / "n.csv", nodes or "id,x\np,1\nq,2\n")
     given = ("--nodes", str(table), "--id", "id", *ENDS, *options)
     assert message in refused(path, "--format", "table", *given)
 
 
-def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
+def test_columns_of_times_vectors_booleans_and_categories(made, refused, tmp_path):
     table = pa.table(
         {
             "id": [5, 3, 9, 4],
@@ -301,7 +301,7 @@ def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
         ]
         assert found.features[0].tolist() == [1, 2, 1, 0, 0]
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "when")
-    assert "when: holds times, which are no features" in said
+    assert "when: holds times, which can't be features" in said
     said = refused(edges, *ENDS, "--nodes", str(tmp_path / "n.parquet"), "--features", "new")
     assert "row 2, new: is missing" in said
 
@@ -315,8 +315,8 @@ def test_times_vectors_booleans_and_numbers_as_names(made, refused, tmp_path):
         ([[1.0, 2.0], [[3.0]]], "x: must hold lists of numbers (found 'double')"),
     ],
 )
-def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
-    """Structs, lists of texts, lists in one file and numbers in another, ids out of range."""
+def test_columns_of_unsupported_types_are_refused(refused, tmp_path, columns, words):
+    """Structs, lists of texts, lists in one file and numbers in another, and ids out of range."""
     parts, first = tmp_path / "n", 0
     parts.mkdir()
     for number, values in enumerate(columns):
@@ -333,10 +333,13 @@ def test_columns_that_hold_something_else(refused, tmp_path, columns, words):
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(150, "as nearly all are: --na 'one half' if it is missing"), (5_000, "as most are: --na")],
+    [
+        (150, "unlike nearly all values: use --na 'one half' if it means a missing value"),
+        (5_000, "unlike most values: use --na"),
+    ],
 )
-def test_one_text_among_many_numbers_makes_no_categories(made, tmp_path, capfd, number, words):
-    """Not even where the numbers are more than categories may be."""
+def test_one_text_among_many_numbers_is_refused(made, tmp_path, capfd, number, words):
+    """Even if there are more numbers than the largest number of categories."""
     edges = write(tmp_path / "e.csv", "a,b\n1,2\n")
     values = [f"{row / 8}" for row in range(number)]
     values[number // 2] = "one half"
@@ -346,11 +349,11 @@ def test_one_text_among_many_numbers_makes_no_categories(made, tmp_path, capfd, 
     columns = [*ENDS, "--nodes", str(nodes), "--features", "x"]
     assert main(["convert", str(edges), str(tmp_path / "g.h5"), *columns]) == 2
     said = capfd.readouterr().err
-    assert f"n.csv: line {number // 2 + 2}, x: is no number, {words}" in said
+    assert f"n.csv: line {number // 2 + 2}, x: is not a number, {words}" in said
     made(edges, nodes, *given, "--na", "one half", "--missing", "zero")
 
 
-def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):
+def test_patterns_do_not_match_row_number_columns(made, tmp_path, capfd):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "Unnamed: 0,id,x,\n0,p,1.5,\n1,q,2.5,\n")
     path = made(edges, nodes, *ENDS, "--nodes", 1, "--features", "*")
@@ -360,7 +363,7 @@ def test_patterns_leave_row_numbers_out(made, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("options", [(), ("--missing", "mean"), ("--categorical", "x")])
-def test_a_column_that_is_feature_and_label(made, tmp_path, options):
+def test_a_column_can_be_both_feature_and_label(made, tmp_path, options):
     edges = write(tmp_path / "e.csv", "a,b\n0,1\n1,2\n")
     nodes = write(tmp_path / "n.csv", "id,x\n0,4\n1,7\n2,4\n")
     asked = ("--id", "id", "--features", "x", "--label", "x", *options)
@@ -371,7 +374,7 @@ def test_a_column_that_is_feature_and_label(made, tmp_path, options):
     assert found.features.tolist() == (one_hot if "x" in options else [[4], [7], [4]])
 
 
-def test_several_labels_and_numbers_to_be_predicted(made, tmp_path):
+def test_multiple_labels_and_regression_targets(made, tmp_path):
     nodes = write(tmp_path / "n.csv", "id,p,q,r\na,1,0,0.5\nb,,1,\nc,,,-2\n")
     edges = write(tmp_path / "e.csv", "a,b\na,b\n")
     path = made(edges, nodes, *ENDS, "--nodes", 1, "--label", "p,q", "--split-ratio", "1,1,0")
@@ -397,7 +400,7 @@ def test_masks_as_pandas_writes_them(made, tmp_path):
         assert graph.num_edges == 2
 
 
-def test_decimal_commas_lists_and_marks_of_missing_values(made, tmp_path, capfd):
+def test_decimal_commas_lists_and_missing_values(made, tmp_path, capfd):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "id;x;c;y\np;0,5;u;NA\nq;1,5;?;r\n")
     options = (*ENDS, "--nodes", 1, "--label", "y", "--features")
@@ -410,7 +413,7 @@ def test_decimal_commas_lists_and_marks_of_missing_values(made, tmp_path, capfd)
     assert found["--decimal-comma",] == [[0.5], [1.5]]
     assert found["--no-decimal-comma",] == [[0, 5], [1, 5]]
     said = capfd.readouterr().err
-    assert "y has the value NA: if it is missing there, say --na NA" in said
+    assert "y has the value NA: if this means a missing value, use --na NA" in said
     assert "c has the value ?: if" in said
     first = made(edges, nodes, *options, "c", "--na", "NA,?", "--missing", "zero")
     nodes = write(tmp_path / "m.csv", "id,c,y\np,?,NA\nq,u,r\n")
@@ -424,7 +427,7 @@ def test_decimal_commas_lists_and_marks_of_missing_values(made, tmp_path, capfd)
             assert rows.features.tolist() == features and rows.labels.tolist() == [-1, 0]
 
 
-def test_times_with_and_without_zones(made, tmp_path):
+def test_times_with_and_without_time_zones(made, tmp_path):
     times = ["2020-01-01T00:30:00+02:00", "2019-12-31T23:00:00Z", "2019-12-31 22:45", "2021-01-01"]
     edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
     rows = "".join(f"{k},x,{time}\n" for k, time in enumerate(times))
@@ -438,13 +441,13 @@ def test_times_with_and_without_zones(made, tmp_path):
             assert graph.read_nodes(0, 4).split.ravel().tolist() == [1, 2, 1, 3]
 
 
-def test_each_table_has_its_delimiter(made, refused, tmp_path):
+def test_each_table_has_its_own_delimiter(made, refused, tmp_path):
     edges = write(tmp_path / "e.csv", "a^b\np^q\n")
     nodes = write(tmp_path / "n.csv", "id,x\np,1\nq,2\n")
     options = (*ENDS, "--nodes", 1, "--id", "id", "--features", "x")
     assert names(made(edges, nodes, *options, "--delimiter", "^")) == ["p", "q"]
-    assert "is its delimiter another one" in refused(edges, *ENDS)
-    assert "a^b alone (--delimiter C" in refused(edges, "--format", "table")
+    assert "does it have another delimiter" in refused(edges, *ENDS)
+    assert "a^b only (--delimiter C" in refused(edges, "--format", "table")
 
 
 def test_ids_that_look_like_numbers(made, tmp_path):
@@ -454,7 +457,7 @@ def test_ids_that_look_like_numbers(made, tmp_path):
     with GraphFile(made(edges, *ENDS)) as graph:
         assert graph.names is None and graph.read_nodes(0, 2).original_ids.tolist() == [7, 17]
     assert names(made(edges, *ENDS, "--string-ids")) == ["17", "7"]
-    edges = write(tmp_path / "e.csv", "a,b\n17.0,7.0\n")  # as pandas writes them beside gaps
+    edges = write(tmp_path / "e.csv", "a,b\n17.0,7.0\n")  # as pandas does beside missing ones
     with GraphFile(made(edges, *ENDS)) as graph:
         assert graph.names is None and graph.read_nodes(0, 2).original_ids.tolist() == [7, 17]
     assert names(made(edges, *ENDS, "--string-ids")) == ["17.0", "7.0"]

@@ -1,4 +1,4 @@
-"""What PyTorch Geometric stores beside edge_index and dense features."""
+"""Content of PyTorch Geometric's files besides edge_index and dense features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WEIGHTS = {(0, 1): 1.0, (1, 2): 2.0, (2, 0): 3.0, (3, 4): 4.0}
 
 
 def fake_torch_sparse(monkeypatch):
-    """Classes with the names and attributes of torch_sparse's."""
+    """Provide classes with the names and attributes of torch_sparse's."""
     made = {}
     for module, name in (("storage", "SparseStorage"), ("tensor", "SparseTensor")):
         found = types.ModuleType(f"torch_sparse.{module}")
@@ -27,7 +27,7 @@ def fake_torch_sparse(monkeypatch):
 
 
 def adjacency(layout: str, monkeypatch):
-    """The rows are the destinations."""
+    """Return an adjacency matrix whose rows are the destinations."""
     rows, columns = torch.from_numpy(PAIRS[1]), torch.from_numpy(PAIRS[0])
     values = torch.tensor([1.0, 2, 3, 4])
     whole = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (5, 5))
@@ -44,7 +44,7 @@ def adjacency(layout: str, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("layout", ["csr", "csc", "coo", "torch_sparse"])
-def test_adj_t(convert, tmp_path, capfd, monkeypatch, layout):
+def test_adj_t_is_read(convert, tmp_path, capfd, monkeypatch, layout):
     found = data()
     found.adj_t = adjacency(layout, monkeypatch)
     torch.save(found, tmp_path / "both.pt")
@@ -61,7 +61,7 @@ def test_adj_t(convert, tmp_path, capfd, monkeypatch, layout):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
-def test_unsound_sparse_matrices(refused, tmp_path):
+def test_invalid_sparse_matrices_are_refused(refused, tmp_path):
     def stored(pointers, columns, shape=(5, 5)):
         matrix = torch.sparse_csr_tensor(
             torch.tensor(pointers), torch.tensor(columns), torch.ones(3), shape
@@ -72,7 +72,7 @@ def test_unsound_sparse_matrices(refused, tmp_path):
     assert "adj_t: a graph is a square matrix" in stored([0, 1, 2, 3], [0, 1, 2], (3, 5))
     sound = [0, 1, 1, 1, 1, 3]
     for pointers, columns in (([0, 9, 1, 1, 1, 3], [0, 1, 2]), (sound, [0, 1, 77])):
-        assert "g.pt: adj_t: is no sound sparse matrix" in stored(pointers, columns)
+        assert "g.pt: adj_t: is not a valid sparse matrix" in stored(pointers, columns)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
@@ -95,7 +95,7 @@ def test_one_graph_with_slices(convert, refused, tmp_path):
     assert "holds a data set of many graphs" in refused(tmp_path / "g.pt")
 
 
-def test_types_of_nodes(convert, refused, tmp_path, capfd):
+def test_features_and_labels_by_node_type(convert, refused, tmp_path, capfd):
     geometric = pytest.importorskip("torch_geometric.data")
     found = geometric.HeteroData()
     found["paper"].x, found["paper"].y = torch.ones(5, 2), torch.from_numpy(Y)
@@ -109,20 +109,20 @@ def test_types_of_nodes(convert, refused, tmp_path, capfd):
     kept = found["place"]
     kept.feat = torch.ones(2, 3)
     torch.save(found, path)
-    said = "place.feat: looks like features of the nodes: call it x, or say --leave-out place.feat"
+    said = "place.feat: looks like features of the nodes: call it x, or use --leave-out place.feat"
     assert said in refused(path)
     capfd.readouterr()
     convert(path, "--leave-out", "place.feat")
     assert "ignored: place.feat" in capfd.readouterr().err
-    assert "to be left out (found 'feat')" in refused(path, "--leave-out", "feat")
+    assert "for --leave-out (found 'feat')" in refused(path, "--leave-out", "feat")
     del found["paper"].y, kept.feat
     found["paper"].label = torch.from_numpy(Y)
     torch.save(found, path)
     assert "paper.label: looks like labels of the nodes: call it y" in refused(path)
 
 
-def test_classes_that_a_library_calls_safe_stay_records(tmp_path):
-    """Whatever is imported, no method of it runs, and torch has no choice by chance."""
+def test_classes_registered_as_safe_are_not_instantiated(tmp_path):
+    """None of their methods runs, even if they are imported, and in any order of registration."""
     geometric = pytest.importorskip("torch_geometric.data")
     torch.save(data(), tmp_path / "g.pt")
     others = [geometric.Data, geometric.storage.GlobalStorage]

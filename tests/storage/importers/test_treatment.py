@@ -1,4 +1,4 @@
-"""What becomes of edges and features on the way, against SciPy and NetworkX."""
+"""Treatment of edges and features on conversion, compared with SciPy and networkx."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcgnn.storage.importers import assemble, row_lists, spool
 
 @pytest.fixture(params=["whole", "in chunks"])
 def chunks(request, monkeypatch):
-    """Once as usual, once with everything cut as small as it goes."""
+    """Run once as usual, once with the smallest possible pieces."""
     if request.param == "in chunks":
         monkeypatch.setattr(row_lists, "_ROWS", 3)
         monkeypatch.setattr(assemble, "Scratch", lambda out, _: spool.Scratch(out, 4096))
@@ -46,7 +46,7 @@ def total(edges: list[tuple[int, int, int]]) -> np.ndarray:
     return sp.coo_array((w + 1.0, (a, b)), (25, 25)).toarray()
 
 
-def test_as_they_are(convert, tmp_path, chunks):
+def test_edges_are_kept_by_default(convert, tmp_path, chunks):
     edges = random_edges()
     graph = convert(write(tmp_path / "g.txt", edges), *options())
     found = zip(graph.slab.indices, graph.destinations, graph.slab.weight - 1, strict=True)
@@ -133,8 +133,8 @@ def test_row_normalised_features(convert, tmp_path, dtype):
         np.testing.assert_allclose(found, truth, rtol=2e-3 if half else 1e-6)
 
 
-def test_ids_that_outgrow_four_bytes_on_the_way(convert, tmp_path):
-    """The last edge has ends that the records of all before have no room for."""
+def test_ids_that_outgrow_32_bits_during_reading(convert, tmp_path):
+    """The ends of the last edge do not fit into the records of those before."""
     rng = np.random.default_rng(6)
     ends = rng.integers(0, 40, (2, 200_000))
     ends[:, -1] = 1 << 31, (1 << 40) + 3

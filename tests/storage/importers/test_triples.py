@@ -11,7 +11,7 @@ TRIPLES = [(50, 0, 7), (7, 2, 50), (7, 1, 50), (9, 1, 9), (50, 0, 7)]
 
 
 def found(graph) -> list[tuple[int, int, int]]:
-    """(head, relation, tail) by original ids, ascending."""
+    """Return (head, relation, tail) by original ids, ascending."""
     ids = graph.nodes.original_ids
     ids = np.arange(graph.counts.num_nodes) if ids is None else ids
     columns = (ids[graph.slab.indices], graph.slab.relation, ids[graph.destinations])
@@ -25,7 +25,7 @@ def text(tmp_path) -> Path:
     return path
 
 
-def test_text(convert, text):
+def test_triples_from_text(convert, text):
     graph = convert(text, "--format", "triples")
     assert found(graph) == sorted(TRIPLES)
     assert graph.counts.num_relations == 3
@@ -47,7 +47,7 @@ def test_symmetrise_keeps_the_relation(convert, text):
     assert graph.counts.num_relations == 3
 
 
-def test_unused_relations_count(convert, tmp_path):
+def test_unused_relations_are_counted(convert, tmp_path):
     head, relation, tail = np.array(TRIPLES).T % 7
     arrays = {"head": head, "relation": relation, "tail": tail}
     np.savez(tmp_path / "g.npz", **arrays, num_nodes=8, num_relations=5, type=np.arange(8) % 3)
@@ -56,7 +56,7 @@ def test_unused_relations_count(convert, tmp_path):
     assert graph.slab.relation.max() == 7
 
 
-def test_aifb(convert, data):
+def test_aifb_is_read(convert, data):
     source = np.load(data / "aifb.npz", allow_pickle=False)
     graph = convert(data / "aifb.npz")
     names = ("subject", "relation", "object")
@@ -80,12 +80,12 @@ def test_aifb(convert, data):
         ("/m/1 /r/2 /m/3", "line 6: is not an integer (found '/m/1')"),
     ],
 )
-def test_bad_lines(refused, text, line, message):
+def test_bad_lines_are_refused(refused, text, line, message):
     text.write_text(text.read_text() + line.replace(" ", "\t"))
     assert message in refused(text, "--format", "triples")
 
 
-def test_options_that_make_no_sense(refused, text, tmp_path):
+def test_contradictory_options_are_refused(refused, text, tmp_path):
     triples = (text, "--format", "triples")
     assert "choose one" in refused(*triples, "--symmetrise", "--inverse-relations")
     assert "self-loop" in refused(*triples, "--self-loops", "add")
@@ -103,14 +103,14 @@ def test_options_that_make_no_sense(refused, text, tmp_path):
         ({"type": np.full(8, -1)}, "type: node types lie in 0"),
         ({"type": np.full(8, 10**6)}, "type: node types lie in 0"),
         ({"num_relations": np.array(-1)}, "num_relations: must not be negative"),
-        ({"typed_features_0": np.ones((8, 2))}, "need the types of the nodes"),
+        ({"typed_features_0": np.ones((8, 2))}, "need the node types"),
         (
             {"type": np.arange(8) % 2, "typed_features_1": np.ones((5, 2))},
             "typed_features_1: has more rows than there are nodes (4)",
         ),
     ],
 )
-def test_bad_arrays(refused, tmp_path, change, message):
+def test_bad_arrays_are_refused(refused, tmp_path, change, message):
     arrays = {"head": [0, 1], "relation": [0, 4], "tail": [2, 3], "num_relations": 5}
     np.savez(tmp_path / "g.npz", **(arrays | {"num_nodes": 8} | change))
     assert message in refused(tmp_path / "g.npz")

@@ -61,14 +61,14 @@ def test_types_become_node_types_and_relations(convert, tmp_path, layout, capfd)
         assert len(graph.nodes.named["age"]) == sum(COUNTS.values())
 
 
-def test_it_comes_back_by_its_names(tmp_path):
+def test_a_round_trip_keeps_type_names(tmp_path):
     assert main(["convert", str(write_mag(tmp_path / "g")), str(tmp_path / "g.h5")]) == 0
     data = hpcgnn.to_pyg(tmp_path / "g.h5")
     assert data.node_types == sorted(COUNTS) and data.edge_types == sorted(TRIPLES)
     assert data["paper"].y.tolist() == content()[2].tolist() and "y" not in data["author"]
 
 
-def test_ids_that_are_given_take_the_place_of_names(tmp_path):
+def test_given_ids_replace_names(tmp_path):
     ids, out = np.arange(60)[::-1], tmp_path / "g.h5"
     np.save(tmp_path / "ids.npy", ids)
     given = ("--ids", str(tmp_path / "ids.npy"))
@@ -87,16 +87,16 @@ def pack(path: Path, text: str) -> None:
 
 MAG = [
     ("raw/num-node-dict.csv.gz", "paper,author\n40\n", "a line of one value for each"),
-    ("raw/num-node-dict.csv.gz", "../x\n40\n", "is no name of a type"),
+    ("raw/num-node-dict.csv.gz", "../x\n40\n", "is not the name of a type"),
     ("raw/num-node-dict.csv.gz", "paper,paper\n40,3\n", "a line of types"),
     ("raw/num-node-dict.csv.gz", "paper\n-4\n", "number of nodes of paper must be one"),
-    ("raw/num-node-dict.csv.gz", "paper\n40\n", "no type of nodes of this name"),
+    ("raw/num-node-dict.csv.gz", "paper\n40\n", "no node type of this name"),
     ("raw/triplet-type-list.csv.gz", "a,b\n", "must hold lines of source, relation"),
     ("raw/triplet-type-list.csv.gz", "\n", "lists no type of edges"),
     ("raw/triplet-type-list.csv.gz", "../../a,r,paper\n", "is no name of a type"),
     ("raw/triplet-type-list.csv.gz", "paper,cites,paper\n" * 2, "twice"),
     ("raw/triplet-type-list.csv.gz", "paper,likes,paper\n", "no such file"),
-    ("raw/triplet-type-list.csv.gz", "book,cites,paper\n", "no type of nodes of this name"),
+    ("raw/triplet-type-list.csv.gz", "book,cites,paper\n", "no node type of this name"),
     ("raw/relations/paper___cites___paper/edge.csv.gz", "0,40\n" * 60, "must lie in 0 .. 39"),
     ("raw/relations/paper___cites___paper/edge.csv.gz", "0,1\n", "num-edge-list says 60"),
     ("raw/node-feat/paper/node-feat.csv.gz", "1,2\n" * 41, "more rows than there are nodes"),
@@ -108,7 +108,7 @@ MAG = [
 
 
 @pytest.mark.parametrize(("name", "text", "words"), MAG)
-def test_bad_files_of_mag(refused, tmp_path, name, text, words):
+def test_bad_ogb_mag_files_are_refused(refused, tmp_path, name, text, words):
     pack(write_mag(tmp_path / "g") / name, text)
     assert words in refused(tmp_path / "g")
 
@@ -118,12 +118,12 @@ def extra_label(root: Path) -> None:
 
 
 FOLDERS = [
-    (lambda root: (root / "nodes" / "paper" / "x.txt").write_text("1"), "is none of .npy"),
-    (lambda root: (root / "nodes" / "author" / "age.csv").write_text("1"), "is there twice"),
-    (lambda root: (root / "nodes" / "new").mkdir(), "says nowhere how many nodes"),
+    (lambda root: (root / "nodes" / "paper" / "x.txt").write_text("1"), "is not .npy"),
+    (lambda root: (root / "nodes" / "author" / "age.csv").write_text("1"), "exists twice"),
+    (lambda root: (root / "nodes" / "new").mkdir(), "doesn't give the number of nodes"),
     (lambda root: (root / "edges" / "a___b").mkdir(), "must be named SOURCE___RELATION"),
     (lambda root: (root / "edges" / "a___b___paper").mkdir(), "has no edges"),
-    (extra_label, "labels of several types"),
+    (extra_label, "labels for several node types"),
     (
         lambda root: (root / "nodes" / "author" / "num_nodes.csv").write_text("7\n"),
         "must lie in 0 .. 6",
@@ -140,14 +140,14 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize(("spoil", "words"), FOLDERS)
-def test_bad_folders(refused, tmp_path, spoil, words):
+def test_bad_folders_are_refused(refused, tmp_path, spoil, words):
     spoil(write_folders(tmp_path / "g"))
     assert words in refused(tmp_path / "g")
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("model", ["rgcn", "rgat"])
-def test_a_relational_model_learns_the_papers(comm, shared_path, model):
+def test_a_relational_model_learns_on_several_node_types(comm, shared_path, model):
     graph, parts, out = shared_path / "g.h5", shared_path / "p.h5", shared_path / "run"
     with agreed(comm, "convert"):
         if comm.rank == 0:
@@ -191,7 +191,7 @@ def test_a_relational_model_learns_the_papers(comm, shared_path, model):
 
 
 def in_pytorch_geometric(graph: Path, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What the two layers say of each node, from its type's features or its embedding."""
+    """Return the output of the two layers for each node, from its features or its embedding."""
     with GraphFile(graph) as file:
         slab, nodes = file.read_rows(0, file.num_nodes), file.read_nodes(0, file.num_nodes)
     ends = np.stack([slab.indices, np.repeat(np.arange(slab.hi), np.diff(slab.indptr))])

@@ -27,7 +27,7 @@ def rows(values: np.ndarray) -> str:
 
 
 def content(seed: int = 0) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
-    """Edges [2, E] by type; features, classes and split of the papers, learnable."""
+    """Return edges [2, E] by type, and learnable features, classes and split of the papers."""
     rng = np.random.default_rng(seed)
     edges = {
         (a, r, b): np.stack([rng.integers(0, COUNTS[a], 60), rng.integers(0, COUNTS[b], 60)])
@@ -61,7 +61,7 @@ def write_mag(root: Path) -> Path:
 
 
 def write_folders(root: Path) -> Path:
-    """The same as a folder per type, half of it text."""
+    """Write the same graph as a folder per type, half of it as text."""
     edges, features, labels, split = content()
     for name, ends in edges.items():
         folder = root / "edges" / "___".join(name)

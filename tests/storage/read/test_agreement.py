@@ -1,4 +1,4 @@
-"""Parts that are sound by themselves and contradict each other, under the right checksums."""
+"""Parts that are valid by themselves but contradict each other, with correct checksums."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def typed_widths(parts: list[Part], header: dict[str, Any]) -> None:
 
 FORGED: list[tuple[Change, str]] = [
     (node_twice, "have a node in common"),
-    (other_rows, "parts/00000/in/send_rows: what is sent to part 2"),
+    (other_rows, "parts/00000/in/send_rows: the rows sent to part 2"),
     (no_weights, "parts/00001/in/weight: is missing, but has float32 in part 0"),
     (other_weight, "about the edges between them"),
     (other_relation, "about the edges between them"),
@@ -91,7 +91,7 @@ FORGED: list[tuple[Change, str]] = [
 
 @pytest.mark.parametrize("num_parts", [1, 3, 5])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_sound_parts_agree(comm, tmp_path, num_parts, symmetric):
+def test_valid_parts_agree(comm, tmp_path, num_parts, symmetric):
     """One of them is empty where there are three or more."""
     write_small(tmp_path / "p.h5", comm, num_parts, symmetric=symmetric, sparse=symmetric)
     with PartitionFile(tmp_path / "p.h5") as file:
@@ -101,7 +101,7 @@ def test_sound_parts_agree(comm, tmp_path, num_parts, symmetric):
 @pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("change", "words"), FORGED)
-def test_parts_that_contradict_each_other(comm, tmp_path, change, words, symmetric):
+def test_contradictory_parts_are_refused(comm, tmp_path, change, words, symmetric):
     path = tmp_path / "p.h5"
     parts, header = small_parts(comm, 3, symmetric=symmetric, even=True)
     change(parts, header)
@@ -113,7 +113,7 @@ def test_parts_that_contradict_each_other(comm, tmp_path, change, words, symmetr
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("change", ["twice", "weight", "missing", "fingerprint"])
-def test_all_ranks_refuse_alike(comm, shared_path, change):
+def test_all_ranks_raise_the_same_error(comm, shared_path, change):
     path, last = shared_path / "p.h5", comm.size - 1
     if comm.size == 1 and change in ("twice", "missing"):
         pytest.skip("one part can't contradict another")
@@ -149,7 +149,7 @@ def test_all_ranks_refuse_alike(comm, shared_path, change):
 
 
 @pytest.mark.mpi
-def test_a_part_lies_where_it_is_asked_to(comm, shared_path, monkeypatch):
+def test_the_requested_device_and_transport_are_used(comm, shared_path, monkeypatch):
     path = shared_path / "p.h5"
     write_small(path, comm, comm.size)
     with pytest.raises(InputError, match="the device must be one of auto, cpu, cuda"):
@@ -167,7 +167,7 @@ def test_a_part_lies_where_it_is_asked_to(comm, shared_path, monkeypatch):
 
 
 @pytest.mark.mpi
-def test_ranks_that_read_different_files(comm, shared_path):
+def test_ranks_that_read_different_files_are_refused(comm, shared_path):
     if comm.size == 1:
         pytest.skip("one rank reads one file")
     write_small(shared_path / "a.h5", comm, comm.size)

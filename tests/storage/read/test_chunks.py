@@ -1,4 +1,4 @@
-"""Chunks that say one size and hold another, under the right checksums."""
+"""Chunks that hold another size than they claim, with correct checksums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BYTES = ROWS * WIDTH * 4
 
 
 def checked(data: bytes) -> bytes:
-    """The data with the checksum that HDF5 appends."""
+    """Return the data with the checksum that HDF5 appends."""
     with h5py.File("any", "w", driver="core", backing_store=False) as file:
         shape = (len(data),)
         dataset = file.create_dataset("a", shape, "u1", chunks=shape, fletcher32=True)
@@ -31,7 +31,7 @@ def checked(data: bytes) -> bytes:
 
 
 def forge(path: Path, chunk: bytes, *, mask: int = 0, filters: tuple[int, ...] = ()) -> Path:
-    """A graph whose features are this one chunk."""
+    """Write a graph whose features are this one chunk."""
     write(path, graph_content(), [0, 9])
     plan = h5p.create(h5p.DATASET_CREATE)
     plan.set_chunk((ROWS, WIDTH))
@@ -80,18 +80,18 @@ def test_a_chunk_of_another_size_is_refused(tmp_path, chunk, mask, filters, word
     [
         (checked(bytes(BYTES)), 0, ()),
         (checked(zlib.compress(bytes(BYTES))), 0, GZIP),
-        (checked(bytes(BYTES)), 1, GZIP),  # gzip left out, as HDF5 does where it doesn't pay
+        (checked(bytes(BYTES)), 1, GZIP),  # without gzip, as HDF5 does if it doesn't pay
     ],
 )
-def test_sound_chunks_are_read(tmp_path, chunk, mask, filters):
+def test_valid_chunks_are_read(tmp_path, chunk, mask, filters):
     path = forge(tmp_path / "g.h5", chunk, mask=mask, filters=filters)
     with GraphFile(path) as graph:
         for low in (0, 3):
             assert not graph.read_nodes(low, ROWS).features.any()
 
 
-def test_a_little_chunk_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypatch):
-    """Nor is more than that taken from the library than the chunk may hold."""
+def test_a_small_chunk_that_decompresses_to_too_much_is_refused(tmp_path, monkeypatch):
+    """Nor does the library decompress more than the chunk may hold."""
     path = forge(tmp_path / "g.h5", checked(zlib.compress(bytes(1 << 20))), filters=GZIP)
     asked, make = [], zlib.decompressobj
 
@@ -111,7 +111,7 @@ def test_a_little_chunk_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("what", ["group", "attribute"])
-def test_names_that_are_no_text(tmp_path, capsys, what):
+def test_names_that_are_not_utf_8_are_refused(tmp_path, capsys, what):
     path = tmp_path / "g.h5"
     write(path, graph_content(), [0, 9])
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
@@ -123,4 +123,4 @@ def test_names_that_are_no_text(tmp_path, capsys, what):
         assert main.main(["info", str(path), *options]) == 2
         said = capsys.readouterr()
         assert said.err.startswith(f"hpcgnn: error: {path}: ") and said.err.count("\n") == 1
-        assert "is no UTF-8" in said.err
+        assert "is not UTF-8" in said.err

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def graph_data(path: Path) -> dict[str, object]:
-    """All that a graph file says."""
+    """Return the whole content of a graph file."""
     with GraphFile(path) as graph:
         slab = graph.read_rows(0, graph.num_nodes)
         nodes = graph.read_nodes(0, graph.num_nodes).arrays()
@@ -32,7 +32,7 @@ def graph_data(path: Path) -> dict[str, object]:
 
 
 def partition_data(path: Path) -> dict[str, object]:
-    """All that a partition file says."""
+    """Return the whole content of a partition file."""
     with PartitionFile(path) as file:
         data: dict[str, object] = {"header": file.header}
         for index in range(file.num_parts):
@@ -41,7 +41,7 @@ def partition_data(path: Path) -> dict[str, object]:
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
-    """One of: a flipped bit, several, a wiped or repeated stretch, a truncation."""
+    """Return damaged data: a flipped bit, several, a wiped or repeated stretch, or a truncation."""
     kind = rng.choice(["bit", "bit", "bits", "zeros", "ones", "moved", "cut"])
     at = rng.randrange(len(data))
     length = rng.choice([1, 8, 64, 512])
@@ -64,7 +64,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 def sweep(
     path: Path, read: Callable[[Path], dict[str, object]], seed: int, cases: int = CASES
 ) -> int:
-    """How many of the damaged files were refused; the others must read as before."""
+    """Return how many damaged files were refused; the others must read as before."""
     rng = random.Random(seed)
     sound = path.read_bytes()
     expected = read(path)
@@ -86,12 +86,12 @@ def sweep(
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("compress", [False, True])
-def test_graph_files(tmp_path, sparse, compress):
+def test_corrupted_graph_files_are_refused(tmp_path, sparse, compress):
     write(tmp_path / "g.h5", graph_content(sparse=sparse), [0, 4, 9], compress=compress)
     assert sweep(tmp_path / "g.h5", graph_data, seed=1 + sparse) > CASES / 2
 
 
-def test_a_graph_of_several_chunks(tmp_path):
+def test_corrupted_graphs_of_several_chunks_are_refused(tmp_path):
     rng = np.random.default_rng(0)
     with GraphWriter(tmp_path / "g.h5", num_nodes=1000) as writer:
         for _ in range(10):
@@ -100,6 +100,6 @@ def test_a_graph_of_several_chunks(tmp_path):
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_partition_files(comm, tmp_path, symmetric):
+def test_corrupted_partition_files_are_refused(comm, tmp_path, symmetric):
     write_small(tmp_path / "p.h5", comm, 3, symmetric=symmetric)
     assert sweep(tmp_path / "p.h5", partition_data, seed=4) > CASES / 2

@@ -1,4 +1,4 @@
-"""graph.h5: what is written is read back; whatever is wrong is refused in one line."""
+"""graph.h5: content is read back as written; anything wrong is refused in one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused(path: Path, *words: str) -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_slabs_join_to_what_was_written(tmp_path, sparse, multilabel):
+def test_slabs_add_up_to_the_written_graph(tmp_path, sparse, multilabel):
     content = graph_content(sparse=sparse, multilabel=multilabel)
     arrays = content.arrays
     with GraphFile(content.write(tmp_path / "g.h5")) as graph:
@@ -78,7 +78,7 @@ def to_dense(rows: CsrRows) -> np.ndarray:
     return dense
 
 
-def test_only_what_is_asked_for_is_read(tmp_path):
+def test_only_requested_columns_are_read(tmp_path):
     content = graph_content()
     content.arrays["nodes/features"][3, 1] = np.nan
     with GraphFile(content.write(tmp_path / "g.h5")) as graph:
@@ -90,7 +90,7 @@ def test_only_what_is_asked_for_is_read(tmp_path):
             graph.read_nodes(2, 5)
 
 
-# Spoilt values: dataset, index, value, what the message says
+# Wrong values: dataset, index, value, text of the message
 VALUES = [
     ("edges/indptr", 0, 1, "must start at 0"),
     ("edges/indptr", 9, 19, "must end at 20"),
@@ -135,7 +135,7 @@ def test_a_wrong_sparse_feature_is_named(tmp_path, name, index, value, words):
 
 
 @pytest.mark.parametrize("name", sorted(graph_content().arrays))
-def test_missing_shape_and_type(tmp_path, name):
+def test_missing_datasets_and_wrong_shapes_and_types_are_refused(tmp_path, name):
     path = tmp_path / "g.h5"
     content = graph_content()
     array = content.arrays.pop(name)
@@ -187,7 +187,7 @@ def test_a_wrong_attribute_is_named(tmp_path, name, value, words):
 
 
 @pytest.mark.parametrize("name", sorted(graph_content().attributes))
-def test_missing_attributes(tmp_path, name):
+def test_missing_attributes_are_refused(tmp_path, name):
     content = graph_content()
     del content.attributes[name]
     refused(content.write(tmp_path / "g.h5"), name)
@@ -197,10 +197,10 @@ def test_attributes_are_covered_by_a_checksum(tmp_path):
     path = graph_content().write(tmp_path / "g.h5")
     with h5py.File(path, "r+") as file:
         file.attrs["num_classes"] = np.int64(5)
-    refused(path, "attributes and their checksum differ")
+    refused(path, "the attributes don't match their checksum")
     with h5py.File(path, "r+") as file:
         file.attrs["num_classes"] = np.zeros(4)
-    refused(path, "differ")
+    refused(path, "their checksum")
 
 
 @pytest.mark.parametrize("how", ["contiguous", "link", "virtual", "chunks left out"])
@@ -223,7 +223,7 @@ def test_storage_without_checksums_is_refused(tmp_path, how):
     refused(path, "nodes/labels")
 
 
-def test_not_a_graph_at_all(tmp_path):
+def test_other_files_are_refused(tmp_path):
     refused(tmp_path / "absent.h5", "no such file")
     refused(tmp_path, "is not a regular file")
     refused(tmp_path / ("long" * 100), "File name too long")
@@ -237,7 +237,7 @@ def test_not_a_graph_at_all(tmp_path):
     refused(tmp_path / "other.h5", "attribute format is missing")
 
 
-def test_claims_of_giant_size_allocate_nothing(tmp_path):
+def test_false_giant_sizes_allocate_nothing(tmp_path):
     path = graph_content().write(tmp_path / "g.h5")
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
         for name in ("edges/indptr", "nodes/labels"):
@@ -248,15 +248,15 @@ def test_claims_of_giant_size_allocate_nothing(tmp_path):
         for name in list(file.attrs):
             del file.attrs[name]
         atomic.OutputFile(file, path).set_attributes(content)
-    refused(path, "edges/indptr: is incomplete: 0 of 1048577 chunks")
+    refused(path, "edges/indptr: is incomplete: it has 0 of 1048577 chunks")
 
 
-def test_ranges_outside_are_refused(tmp_path):
+def test_ranges_outside_the_data_are_refused(tmp_path):
     with GraphFile(graph_content().write(tmp_path / "g.h5")) as graph:
         for low, high in ((-1, 3), (0, 10), (5, 4)):
-            with pytest.raises(InputError, match="asked for another range"):
+            with pytest.raises(InputError, match="the range asked for"):
                 graph.read_rows(low, high)
-            with pytest.raises(InputError, match="asked for another range"):
+            with pytest.raises(InputError, match="the range asked for"):
                 graph.read_nodes(low, high)
 
 
@@ -289,7 +289,7 @@ def test_a_reader_stays_open_while_the_file_is_replaced(tmp_path):
         np.testing.assert_array_equal(graph.read_rows(0, 9).indices, other.arrays["edges/indices"])
 
 
-def test_reading_beside_whoever_holds_a_lock(tmp_path):
+def test_files_locked_by_others_can_be_read(tmp_path):
     path = graph_content().write(tmp_path / "g.h5")
     with path.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -298,8 +298,8 @@ def test_reading_beside_whoever_holds_a_lock(tmp_path):
         read_all(path)
 
 
-def test_features_of_a_type_end_with_its_nodes(tmp_path):
-    """In whatever slabs they are read."""
+def test_surplus_rows_of_typed_features_are_refused(tmp_path):
+    """For any slabs in which they are read."""
     content = graph_content()
     longer = np.ones((6, 2), np.float32)
     content.arrays["nodes/typed_features/1"] = longer
@@ -310,7 +310,7 @@ def test_features_of_a_type_end_with_its_nodes(tmp_path):
                 graph.read_nodes(low, 9)
 
 
-def test_the_number_of_types_that_a_file_claims_costs_no_memory(tmp_path):
+def test_a_false_number_of_types_allocates_nothing(tmp_path):
     content = graph_content()
     content.attributes["num_types"] = 1 << 31
     path = content.write(tmp_path / "g.h5")

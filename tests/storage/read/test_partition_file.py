@@ -63,7 +63,7 @@ def test_the_file_does_not_depend_on_the_number_of_ranks(comm, shared_path):
 
 
 @pytest.mark.mpi
-def test_an_error_on_one_rank_is_everyones_and_leaves_nothing(comm, shared_path, monkeypatch):
+def test_an_error_on_one_rank_is_raised_on_all_and_leaves_no_file(comm, shared_path, monkeypatch):
     path = shared_path / "p.h5"
     last = comm.size - 1
     parts, header = small_parts(comm, comm.size)
@@ -144,7 +144,7 @@ SPOILT = [
     (
         "in/recv_ptr",
         lambda a: a + np.array([0, 1, 1, 1]),
-        "in/recv_ptr: part 0 must exchange nothing with itself",
+        "in/recv_ptr: part 0 must not exchange anything with itself",
     ),
     (
         "in/recv_ptr",
@@ -169,7 +169,7 @@ def test_every_rule_is_checked(comm, tmp_path, name, change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_descent_within_a_row(comm, tmp_path):
+def test_decreasing_values_within_a_row_are_refused(comm, tmp_path):
     path = tmp_path / "p.h5"
     parts = write_small(path, comm, 1)
     lists = parts[0].in_edges
@@ -186,7 +186,7 @@ def test_descent_within_a_row(comm, tmp_path):
         file.read_part(0)
 
 
-def test_header_and_exchange(comm, tmp_path):
+def test_wrong_headers_and_exchange_lists_are_refused(comm, tmp_path):
     path = tmp_path / "p.h5"
 
     def refused(words: str) -> None:

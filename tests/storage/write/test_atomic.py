@@ -1,4 +1,4 @@
-"""Files are whole under their name or not there: disk full, limits, missing folders, interrupts."""
+"""Files are complete or absent: full disks, limits, missing folders, interruptions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ except OutputError as error:
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 100, 5_000, 3_000_000])
 @pytest.mark.parametrize("compress", [0, 1])
-def test_a_file_size_limit(tmp_path, limit, compress):
+def test_a_file_size_limit_is_reported(tmp_path, limit, compress):
     path = tmp_path / "g.h5"
     path.write_text("a former file")
     done = subprocess.run(
@@ -53,7 +53,7 @@ def test_a_file_size_limit(tmp_path, limit, compress):
 
 @pytest.mark.parametrize("after", [0, 1, 5, 20])
 @pytest.mark.parametrize("call", ["pwrite", "fsync"])
-def test_a_full_disk_at_any_moment(tmp_path, monkeypatch, after, call):
+def test_a_full_disk_at_any_moment_leaves_no_file(tmp_path, monkeypatch, after, call):
     real, calls = getattr(os, call), []
 
     def full(*args):
@@ -74,7 +74,7 @@ def test_a_full_disk_at_any_moment(tmp_path, monkeypatch, after, call):
 
 
 @pytest.mark.parametrize("where", ["absent/g.h5", "text/g.h5", ".", "/proc/g.h5"])
-def test_a_folder_that_takes_no_file(tmp_path, where):
+def test_an_unwritable_folder_is_refused(tmp_path, where):
     (tmp_path / "text").write_text("")
     with pytest.raises(OutputError) as caught, GraphWriter(tmp_path / where, num_nodes=1):
         pytest.fail("must not get here")
@@ -83,7 +83,7 @@ def test_a_folder_that_takes_no_file(tmp_path, where):
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError, MemoryError])
-def test_an_interruption_leaves_nothing(tmp_path, kind):
+def test_an_interruption_leaves_no_file(tmp_path, kind):
     with pytest.raises(kind), atomic.create(tmp_path / "g.h5") as output:
         output.dataset("x", np.dtype("f4"), (10,))[...] = 1
         raise kind
@@ -130,7 +130,7 @@ def write_once(path: Path) -> None:
         output.set_attributes({"x": 1})
 
 
-def test_the_longest_name_in_other_letters_than_latin(tmp_path):
+def test_the_longest_name_in_non_latin_letters(tmp_path):
     path = tmp_path / ("ä" * 126 + ".h")
     for _ in range(2):
         write_once(path)
@@ -143,7 +143,7 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, holder):
+def test_files_left_by_a_killed_writer_are_removed_by_the_next(tmp_path, holder):
     others = [
         ".g.h5.12345678.txt",
         ".h.h5.12345678.tmp",
@@ -163,7 +163,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, holder):
     assert names(tmp_path) == sorted([*others, "g.h5"])
 
 
-def test_two_writers_of_one_file_don_t_disturb_each_other(tmp_path):
+def test_two_writers_of_one_file_do_not_interfere(tmp_path):
     with atomic.create(tmp_path / "g.h5") as first:
         first.set_attributes({"writer": 1})
         with atomic.create(tmp_path / "g.h5") as second:
@@ -184,7 +184,7 @@ def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
     assert names(tmp_path) == [".g.h5.12345678.tmp", "g.h5"]
 
 
-def test_a_file_removed_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+def test_a_file_removed_before_it_was_locked_is_created_again(tmp_path, monkeypatch):
     real, removed = fcntl.flock, []
 
     def late(descriptor: int, operation: int) -> None:

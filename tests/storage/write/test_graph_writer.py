@@ -1,4 +1,4 @@
-"""GraphWriter: any way of appending gives the same file, and nothing incomplete gets a name."""
+"""GraphWriter: appending in any pieces gives the same file; incomplete files get no name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def write(path, content, cuts, **options):
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])
-def test_cuts_make_no_difference(tmp_path, monkeypatch, compress, sparse, chunk_bytes):
+def test_pieces_of_any_size_give_the_same_file(
+    tmp_path, monkeypatch, compress, sparse, chunk_bytes
+):
     monkeypatch.setattr(schema, "CHUNK_BYTES", chunk_bytes)
     content = graph_content(sparse=sparse)
     fingerprints = set()
@@ -70,7 +72,7 @@ def test_cuts_make_no_difference(tmp_path, monkeypatch, compress, sparse, chunk_
     assert len(fingerprints) == 1
 
 
-def test_numbers_of_kinds_are_deduced_or_given(tmp_path):
+def test_counts_are_deduced_or_given(tmp_path):
     path = tmp_path / "g.h5"
     for given, found in ((None, (3, 6, 2)), (9, (9, 9, 9))):
         options = {f"num_{kind}": given for kind in ("classes", "relations", "types")}
@@ -146,7 +148,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "words"), FAULTS)
-def test_faults_are_refused_and_nothing_is_left(tmp_path, fault, words):
+def test_invalid_input_is_refused_and_leaves_no_file(tmp_path, fault, words):
     path = tmp_path / "g.h5"
     path.write_text("a former file")
     with (
@@ -159,7 +161,7 @@ def test_faults_are_refused_and_nothing_is_left(tmp_path, fault, words):
     assert path.read_text() == "a former file"
 
 
-def test_what_no_reader_takes_is_not_written(tmp_path, monkeypatch):
+def test_unreadable_content_is_not_written(tmp_path, monkeypatch):
     path = tmp_path / "g.h5"
     for name, number in (
         ("num_nodes", (1 << 56) + 1),
@@ -188,7 +190,7 @@ def test_what_no_reader_takes_is_not_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("chunk_bytes", [8, 1 << 20])
 @pytest.mark.parametrize("given", [None, 0])
-def test_labels_that_are_all_unknown_are_none(tmp_path, monkeypatch, chunk_bytes, given):
+def test_unknown_labels_only_count_as_no_labels(tmp_path, monkeypatch, chunk_bytes, given):
     monkeypatch.setattr(schema, "CHUNK_BYTES", chunk_bytes)
     with GraphWriter(tmp_path / "g.h5", num_nodes=4, num_classes=given) as writer:
         writer.append_rows([1, 0, 0, 0], [1])
@@ -200,7 +202,7 @@ def test_labels_that_are_all_unknown_are_none(tmp_path, monkeypatch, chunk_bytes
 
 
 @pytest.mark.parametrize("kind", ["int32", "int64", "uint8"])
-def test_integers_are_stored_alike_whatever_their_width(tmp_path, kind):
+def test_integers_of_any_width_are_stored_in_the_same_way(tmp_path, kind):
     with GraphWriter(tmp_path / "g.h5", num_nodes=3) as writer:
         writer.append_rows(np.array([1, 0, 1], kind), np.array([2, 0], kind))
         writer.append_original_ids(np.array([7, 8, 9], kind))

@@ -1,4 +1,4 @@
-"""No file is open for writing on two ranks at once, parallel HDF5 apart."""
+"""No file is open for writing on two ranks at once, except with parallel HDF5."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ Spans = dict[str, list[tuple[int, float]]]
 
 
 def spans(log: Path, root: str) -> Spans:
-    """From when to when each file below `root` was open for writing, by its path there."""
+    """Return when each file below `root` was open for writing, by its relative path."""
     found: Spans = {}
     for line in log.read_text().splitlines():
         kind, time, path = line.split(" ", 2)
@@ -101,7 +101,7 @@ def spans(log: Path, root: str) -> Spans:
             held = found.setdefault(path.removeprefix(root), [])
             if kind == "closes":
                 held[-1] = (held[-1][0], int(time))
-            else:  # a name that two ranks give is as bad at any time
+            else:  # two ranks must not give the same name at any time
                 held.append((0 if kind == "names" else int(time), float("inf")))
     return found
 
@@ -142,7 +142,7 @@ def ranks(loaded_python, tmp_path) -> Callable[..., tuple[Spans, Spans]]:
     return run
 
 
-def test_two_careless_ranks_are_found(ranks, tmp_path):
+def test_the_test_detects_two_writers(ranks, tmp_path):
     assert shared(*ranks(CARELESS, tmp_path / "written")) == {"text", "raw", "named", "hdf5"}
 
 

@@ -1,4 +1,4 @@
-"""What may be replaced: with `force`, a file of the same kind; never anything else."""
+"""Replacing outputs: `force` replaces a file of the same kind, and never anything else."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def make(path: Path, format: str, version: int = 1) -> Path:
 @pytest.mark.parametrize("format", WHAT)
 def test_only_files_of_the_same_kind_are_replaced(tmp_path, format):
     for other in WHAT:
-        path = make(tmp_path / f"{other}.h5", other, version=7)  # of a release to come
+        path = make(tmp_path / f"{other}.h5", other, version=7)  # of a future release
         with pytest.raises(InputError, match=r"exists already: .*--force"):
             check_output(path, format, force=False)
         if other == format:
             check_output(path, format, force=True)
         else:
-            with pytest.raises(InputError, match=f"exists and is no {WHAT[format]} of hpcgnn"):
+            with pytest.raises(InputError, match=f"exists and is not a {WHAT[format]} of hpcgnn"):
                 check_output(path, format, force=True)
     for force in (False, True):
         check_output(tmp_path / "new.h5", format, force=force, inputs=[None, tmp_path / "x"])
 
 
-def test_an_input_stays_whatever_its_name(tmp_path):
+def test_an_input_is_never_replaced(tmp_path):
     path = make(tmp_path / "g.h5", "hpcgnn-graph")
     (tmp_path / "soft.h5").symlink_to(path)
     (tmp_path / "hard.h5").hardlink_to(path)
     for name in ("g.h5", "soft.h5", "hard.h5", "../" + tmp_path.name + "/g.h5"):
-        with pytest.raises(InputError, match="is read by this very call"):
+        with pytest.raises(InputError, match="is an input of this command"):
             check_output(tmp_path / name, "hpcgnn-graph", force=True, inputs=[path])
 
 
-def test_what_is_no_regular_file_stays(tmp_path):
+def test_files_of_other_kinds_are_never_replaced(tmp_path):
     make(tmp_path / "g.h5", "hpcgnn-graph")
     (tmp_path / "plain.h5").write_text("precious")
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
@@ -71,7 +71,7 @@ def test_what_is_no_regular_file_stays(tmp_path):
     assert {entry: entry.lstat().st_ino for entry in tmp_path.iterdir()} == before
 
 
-def test_what_came_meanwhile_stays(tmp_path):
+def test_a_link_created_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "g.h5"
     with pytest.raises(OutputError, match="since it is a link"), atomic.create(path) as output:
         output.set_attributes({"format": "hpcgnn-graph", "version": 1})

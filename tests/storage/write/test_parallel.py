@@ -1,4 +1,4 @@
-"""Parallel HDF5: writes in slabs, and nobody waits for ever for a rank that stops."""
+"""Parallel HDF5: writes in slabs, and no rank waits forever for one that stops."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ sys.exit(world.run(main))
         ("parallel._write", ["rank 1 (host ", "stopped answering", "'write parts/00000/"]),
         ("parallel._write_slab", ["rank 1 (host ", "stopped answering", "'write parts/00000/"]),
         ("atomic.OutputFile.dataset", ["rank 1 (host ", "stopped answering", "'create parts/0000"]),
-        # With Python's lock kept, no other rank can look after it: a traceback must do.
+        # While Python's lock is held, the watchdog can't report: a traceback has to suffice.
         ("h5py.File", ["Timeout (0:00:04)!", "write/parallel.py", "in write_together"]),
     ],
 )
@@ -92,7 +92,7 @@ def test_long_datasets_are_written_in_slabs(comm, shared_path, monkeypatch, comp
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("num_parts", [2, 3])
-def test_an_empty_part_and_a_rank_without_parts(comm, shared_path, num_parts):
+def test_empty_parts_and_ranks_without_parts(comm, shared_path, num_parts):
     """Part 1 of three is empty; of two parts, the third rank has none. Both write compressed."""
     parts, header = small_parts(comm, num_parts)
     write_parts(shared_path / "p.h5", comm, parts, header, compress=True)

@@ -18,7 +18,7 @@ PROGRESS = {"best": 0.5, "best_epoch": 2, "test_at_best": None, "waited": 0, "ev
 
 
 def make(path: Path, comm, sharded: bool) -> None:
-    """A checkpoint like those of training, with rows of `NODES` if `sharded`."""
+    """Return a checkpoint like those of training, with rows of `NODES` if `sharded`."""
     rng = np.random.default_rng(0)
     arrays = {
         "model/stack.convs.0.lin_l.weight": rng.normal(size=(8, 5)).astype(np.float32),
@@ -44,14 +44,14 @@ def make(path: Path, comm, sharded: bool) -> None:
 
 
 def content(path: Path) -> dict[str, object]:
-    """All that a checkpoint says, its sharded rows too."""
+    """Return the whole content of a checkpoint, including its sharded rows."""
     found = read(path)
     sharded = read_sharded(path, NODES) if path.name.startswith("sharded") else {}
     return asdict(found) | {f"sharded {name}": rows for name, rows in sharded.items()}
 
 
 @pytest.mark.parametrize("kind", ["plain", "sharded"])
-def test_checkpoints(comm, tmp_path, kind):
+def test_corrupted_checkpoints_are_refused(comm, tmp_path, kind):
     path = tmp_path / f"{kind}.h5"
     make(path, comm, kind == "sharded")
     assert sweep(path, content, seed=5) > CASES / 2

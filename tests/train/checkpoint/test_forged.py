@@ -1,4 +1,4 @@
-"""Checkpoints with right checksums and wrong content are refused before anything is built."""
+"""Checkpoints with correct checksums but wrong content are refused before anything is built."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ READ = {
     ),
     "waited half": (progress_with(waited=0.5), "waited must be a number of epochs"),
     "more": (progress_with(more={"a": {}}), "more must be a number or text"),
-    "beyond": (lambda found: setattr(found, "epoch", 101), "though it was trained with --epochs"),
+    "beyond": (lambda found: setattr(found, "epoch", 101), "but it was trained with --epochs"),
     "no wait": (lambda found: found.progress.pop("waited"), "waited must be a number of epochs"),
     "task": (lambda found: found.task.update(kind="luck"), "its task can't be"),
     "own": (lambda found: found.task.update(kind="own"), "its task can't be"),
@@ -114,22 +114,25 @@ READ = {
     "truth": (array(f"model/{WEIGHT}", lambda a: a > 0), "must be of type float32"),
     "uint8": (array(f"model/{WEIGHT}", lambda a: a.astype("u1")), "must be of type float32"),
     "double": (array(f"model/{WEIGHT}", lambda a: a.astype("f8")), "must be of type float32"),
-    "wide": (array(f"model/{WEIGHT}", lambda a: a[:, :-1].copy()), "must be as its parameter"),
+    "wide": (array(f"model/{WEIGHT}", lambda a: a[:, :-1].copy()), "must match its parameter"),
     "no number": (array(f"model/{WEIGHT}", lambda a: a * np.nan), "is not finite"),
     "infinite": (array(f"{STATE}exp_avg", lambda a: a + np.inf), "is not finite"),
-    "shape": (array(f"{STATE}exp_avg", lambda a: a[:2].copy()), "must be as its parameter"),
-    "type": (array(f"{STATE}exp_avg", lambda a: a.astype("i8")), "must be as its parameter"),
-    "gone": (lambda found: found.arrays.pop(f"model/{WEIGHT}"), "a parameter that isn't there"),
-    "loose": (lambda found: found.arrays.update({"sharded/w": np.ones(3)}), "w: is no dataset"),
-    "junk": (lambda found: found.arrays.update(junk=np.ones(3)), "junk: is no dataset"),
+    "shape": (array(f"{STATE}exp_avg", lambda a: a[:2].copy()), "must match its parameter"),
+    "type": (array(f"{STATE}exp_avg", lambda a: a.astype("i8")), "must match its parameter"),
+    "gone": (lambda found: found.arrays.pop(f"model/{WEIGHT}"), "a parameter that does not exist"),
+    "loose": (lambda found: found.arrays.update({"sharded/w": np.ones(3)}), "w: is not a dataset"),
+    "junk": (lambda found: found.arrays.update(junk=np.ones(3)), "junk: is not a dataset"),
 }
 RESUME = {
-    "step": (array(f"{STATE}step", lambda a: -a), "no number of steps"),
-    "many": (array(f"{STATE}step", lambda a: a + 7), "no number of steps"),
-    "half": (array(f"{STATE}step", lambda a: a + 0.5), "no number of steps"),
+    "step": (array(f"{STATE}step", lambda a: -a), "not a number of steps"),
+    "many": (array(f"{STATE}step", lambda a: a + 7), "not a number of steps"),
+    "half": (array(f"{STATE}step", lambda a: a + 0.5), "not a number of steps"),
     "two": (array(f"{STATE}step", lambda a: np.ones(2, np.float32)), "has shape"),
-    "square": (array(f"{STATE}exp_avg_sq", lambda a: -a - 1), "squares below 0"),
-    "parts": (lambda found: setattr(found, "num_parts", 7), "no start of this run had so many"),
+    "square": (array(f"{STATE}exp_avg_sq", lambda a: -a - 1), "negative squares"),
+    "parts": (
+        lambda found: setattr(found, "num_parts", 7),
+        "this run was never started on that many",
+    ),
     "lack": (lambda found: found.arrays.pop(f"{STATE}exp_avg"), "only the optimizer has"),
     "extra": (
         lambda found: found.arrays.update({f"{STATE}more": np.ones(3)}),
@@ -158,7 +161,7 @@ def run_dir(graph, tmp_path):
 
 
 @pytest.mark.slow
-def test_contradictions_are_refused(graph, run_dir):
+def test_contradictory_checkpoints_are_refused(graph, run_dir):
     path, out = run_dir / "checkpoints" / "epoch-000002.h5", run_dir / "out.pt"
     whole = path.read_bytes()
     for group in (READ, RESUME):
@@ -181,8 +184,8 @@ def test_contradictions_are_refused(graph, run_dir):
             assert len((run_dir / "metrics.jsonl").read_text().splitlines()) == 2, name
 
 
-def test_an_array_that_is_not_as_it_was_written_is_refused(graph, run_dir):
-    """Of a model that only a program knows, and an optimizer without moments."""
+def test_an_array_that_differs_from_its_description_is_refused(graph, run_dir):
+    """For a model that only a program knows, and an optimizer without moments."""
     path = run_dir / "checkpoints" / "epoch-000002.h5"
     found = files.read(path)
     found.config = found.config.changed(model="own", optimizer="sgd")
@@ -243,7 +246,7 @@ def test_arrays_that_no_model_has_are_not_exported(graph, tmp_path, kind):
 
 
 class Scaled(torch.nn.Module):
-    """Has a parameter without axes, whose state is kept among the plain values."""
+    """A module with a scalar parameter, whose state is stored among the plain values."""
 
     def __init__(self, graph):
         super().__init__()
@@ -266,7 +269,7 @@ class Scaled(torch.nn.Module):
         (("rate",), {}),
     ],
 )
-def test_state_that_no_optimizer_can_use_is_refused(graph, tmp_path, place, value):
+def test_unusable_optimizer_state_is_refused(graph, tmp_path, place, value):
     def train(epochs: int) -> None:
         torch.manual_seed(0)
         model = Scaled(graph)
@@ -306,8 +309,8 @@ def train_scaled(graph, folder, epochs: int) -> list[float]:
     return [*model.scale.detach().reshape(1).tolist(), *model.conv.bias.tolist()]
 
 
-def test_moments_of_a_parameter_without_axes_come_back(graph, tmp_path):
-    """And are checked as those of the others."""
+def test_moments_of_a_scalar_parameter_are_restored(graph, tmp_path):
+    """They are checked like those of other parameters."""
     whole = train_scaled(graph, tmp_path / "whole", 4)
     train_scaled(graph, tmp_path / "parts", 2)
     path = tmp_path / "parts" / "checkpoints" / "epoch-000002.h5"
@@ -318,7 +321,7 @@ def test_moments_of_a_parameter_without_axes_come_back(graph, tmp_path):
         folder.mkdir(parents=True)
         found = replace_number(good, "exp_avg_sq", value)
         files.write(folder / path.name, found)
-        with pytest.raises(InputError, match=r"is not finite|squares below 0"):
+        with pytest.raises(InputError, match=r"is not finite|negative squares"):
             train_scaled(graph, folder.parent, 4)
 
 
@@ -328,11 +331,11 @@ def replace_number(checkpoint: Checkpoint, key: str, value: float) -> Checkpoint
     return dataclasses.replace(checkpoint, state=state)
 
 
-def test_nothing_is_built_that_is_larger_than_the_checkpoint(graph, run_dir, monkeypatch):
+def test_nothing_larger_than_the_checkpoint_is_allocated(graph, run_dir, monkeypatch):
     path = run_dir / "checkpoints" / "best.h5"
     found = files.read(path)
     found.config = found.config.changed(model="gat", heads=8, output_heads=1 << 10)
-    with pytest.raises(InputError, match="is of another model"):
+    with pytest.raises(InputError, match="belongs to another model"):
         Predictor(graph, found, path)
 
 
@@ -358,25 +361,31 @@ def test_sharded_rows_that_contradict_each_other_are_refused(comm, tmp_path):
 EMBEDDING = "inputs.embedding.weight"
 ROWS = {
     "foreign": (lambda rows: rows | {"model.foreign": rows["ids"][:, None] * 1.0}, "foreign"),
-    "more": (lambda rows: rows | {"more": rows[f"model.{EMBEDDING}"]}, "more: is of a parameter"),
-    "ids alone": (lambda rows: {"ids": rows["ids"]}, "as many rows|fit its"),
-    "short": (lambda rows: rows | {"ids": rows["ids"][1:]}, "as many rows|fit its"),
+    "more": (
+        lambda rows: rows | {"more": rows[f"model.{EMBEDDING}"]},
+        "more: belongs to a parameter",
+    ),
+    "ids alone": (lambda rows: {"ids": rows["ids"]}, "same number of rows|fit its"),
+    "short": (lambda rows: rows | {"ids": rows["ids"][1:]}, "same number of rows|fit its"),
     "parts": (None, "must hold the rows of parts 0 .. 2"),
     "narrow": (lambda rows: {k: v[:, :1] if v.ndim > 1 else v for k, v in rows.items()}, "embed"),
     "double": (
         lambda rows: {k: v.astype("f8") if v.ndim > 1 else v for k, v in rows.items()},
         "32",
     ),
-    "moment": (lambda rows: rows | {f"optimizer.{EMBEDDING}.exp_avg": np.ones((40, 2))}, "must be"),
-    "outside": (lambda rows: rows | {"ids": rows["ids"] + 1}, "isn't there|no learned"),
-    "negative": (lambda rows: rows | {"ids": rows["ids"] - 1}, "isn't there"),
+    "moment": (
+        lambda rows: rows | {f"optimizer.{EMBEDDING}.exp_avg": np.ones((40, 2))},
+        "must match",
+    ),
+    "outside": (lambda rows: rows | {"ids": rows["ids"] + 1}, "does not exist|no learned"),
+    "negative": (lambda rows: rows | {"ids": rows["ids"] - 1}, "does not exist"),
     "nowhere": (lambda rows: {}, "only the model has|doesn't fit"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_that_are_not_those_of_the_model_are_refused(graph, comm, tmp_path, name):
+def test_rows_of_another_model_are_refused(graph, comm, tmp_path, name):
     change, words = ROWS[name]
     config = Config.of(layers=2, hidden=8, embedding=4, epochs=1)
     configured_trainer(graph, config, tmp_path).run()
@@ -407,8 +416,8 @@ def test_rows_for_a_model_without_any_are_refused(graph, comm, run_dir):
     found.sharded = {"ids": np.arange(40), f"model.{EMBEDDING}": rows}
     path.unlink()
     files.write_sharded(path, found, comm)
-    with pytest.raises(InputError, match=f"model.{EMBEDDING}: is of another model"):
+    with pytest.raises(InputError, match=f"model.{EMBEDDING}: belongs to another model"):
         Predictor(graph, files.read(path), path)
     config = Config.of(layers=2, hidden=8, epochs=4)
-    with pytest.raises(InputError, match=f"model.{EMBEDDING}: is of another model"):
+    with pytest.raises(InputError, match=f"model.{EMBEDDING}: belongs to another model"):
         configured_trainer(graph, config, run_dir, resume=True)

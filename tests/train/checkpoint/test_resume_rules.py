@@ -1,4 +1,4 @@
-"""What a run may be resumed with, through the command line: other parts, other ranks, no others."""
+"""Resuming on the command line: other partitions and numbers of ranks work, other graphs do not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ok(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a refusal."""
+    """Return the one line of the error."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("hpcgnn: error:")]
@@ -29,7 +29,7 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.fixture
 def graph(mpirun: Mpirun, tmp_path: Path) -> Callable[[int, int, str], Path]:
-    """`graph(0, 2, "block")`: the graph of seed 0 in two parts."""
+    """Return `graph(0, 2, "block")`: the graph of seed 0 in two parts."""
 
     def make(seed: int, parts: int, method: str) -> Path:
         whole, path = tmp_path / f"g{seed}.h5", tmp_path / f"g{seed}.{method}.p{parts}.h5"
@@ -48,7 +48,7 @@ def losses(run_dir: Path) -> list[tuple[int, float]]:
     return [(record["epoch"], record["loss"]) for record in map(json.loads, lines)]
 
 
-def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tmp_path):
+def test_other_partitions_are_accepted_and_other_graphs_refused(mpirun, graph, tmp_path):
     block, first = graph(0, 2, "block"), tmp_path / "run"
     ok(mpirun(2, "train", block, "--run-dir", first, *OPTIONS, "--epochs", 4))
     resumed = [*OPTIONS, "--epochs", 6, "--resume", "--run-dir"]
@@ -65,13 +65,15 @@ def test_other_parts_and_ranks_are_accepted_and_others_refused(mpirun, graph, tm
 
     newest, config = first / "checkpoints" / "epoch-000004.h5", (first / "config.json").read_text()
     line = refused(mpirun(0, "train", graph(1, 1, "block"), *resumed, first))
-    assert line.startswith(f"hpcgnn: error: {newest}: is of another graph (")
+    assert line.startswith(f"hpcgnn: error: {newest}: belongs to another graph (")
     line = refused(mpirun(0, "train", graph(0, 1, "block"), *resumed, first, "--hidden", 16))
-    assert f"{newest}: was trained with --hidden 8, not --hidden 16: say the former, or" in line
+    assert (
+        f"{newest}: was trained with --hidden 8, not --hidden 16: use the former values, or" in line
+    )
     line = refused(mpirun(0, "train", graph(0, 1, "block"), *resumed, first, "--optimizer", "sgd"))
     assert "--optimizer adam, not --optimizer sgd" in line
     fresh = [*OPTIONS, "--epochs", 6, "--run-dir", first]
     line = refused(mpirun(0, "train", graph(0, 1, "block"), *fresh))
-    assert f"{first}: holds the checkpoints of a run: --resume goes on with it" in line
+    assert f"{first}: holds the checkpoints of a run: --resume continues it" in line
     assert losses(first) == two[:4]
     assert (first / "config.json").read_text() == config

@@ -1,4 +1,4 @@
-"""Each setting changed alone when a run goes on, and what contradicts a run when it predicts."""
+"""Each setting changed when a run is resumed, and options that contradict it in `predict`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcgnn.train.config import options
 from tests.cli.verbs import call
 
 SETTINGS = options()
-# What can't be read off the declaration: a value that fits a run of `sage` on classes.
+# Values that the declaration doesn't give: those that fit a run of `sage` on classes.
 VALUES: dict[str, object] = {
     "aggr": "max",
     "model_args": "width=4",
@@ -28,7 +28,7 @@ VALUES: dict[str, object] = {
     "metric": "f1",
     "task": "values",
 }
-# Refused before the checkpoint is read, or without a GPU: by the name of the setting too.
+# Refused before the checkpoint is read, or without a GPU; the message names the setting too.
 OTHERWISE = {
     "model_args": "--model-args is for a --model of your own",
     "split": "has 1 splits, none with this number",
@@ -46,7 +46,7 @@ OTHERWISE = {
 
 
 def other(name: str) -> object:
-    """Another value than the default."""
+    """Return another value than the default."""
     setting = SETTINGS[name].setting
     if name in VALUES:
         return VALUES[name]
@@ -100,7 +100,7 @@ def test_each_setting_is_refused_by_name_or_accepted_as_declared(comm, run, monk
         shutil.rmtree(again)
 
 
-def test_first_weights_that_are_not_there_are_refused_when_a_run_goes_on(comm, run, capfd):
+def test_missing_initial_weights_are_refused_when_a_run_is_resumed(comm, run, capfd):
     graph, folder = run
     given = [graph, "--run-dir", folder, "--resume", "--epochs", 2, "--init-from"]
     metrics = (folder / "metrics.jsonl").read_text()
@@ -113,7 +113,7 @@ def test_first_weights_that_are_not_there_are_refused_when_a_run_goes_on(comm, r
     assert (folder / "metrics.jsonl").read_text() == metrics
 
 
-def test_predict_refuses_what_contradicts_the_checkpoint(comm, run, tmp_path):
+def test_predict_refuses_options_that_contradict_the_checkpoint(comm, run, tmp_path):
     graph, folder = run
     out = tmp_path / "out.h5"
     wide = tmp_path / "wide.h5"

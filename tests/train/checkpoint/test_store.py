@@ -1,4 +1,4 @@
-"""Checkpoints that can't be written leave training and the earlier checkpoints alone."""
+"""Checkpoints that can't be written affect neither training nor earlier checkpoints."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train(comm, folder: Path, **changes: object) -> Trainer:
 
 @contextmanager
 def disk_full(folder: Path) -> Iterator[None]:
-    """No file can grow beyond 16 KiB: enough for the journal, not for a checkpoint."""
+    """Limit files to 16 KiB: enough for the journal, not for a checkpoint."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
     try:
@@ -61,7 +61,7 @@ def disk_full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """No file can be made in `folder`, by root neither."""
+    """Make `folder` read-only, for root too."""
     folder.chmod(0o555)
     user = os.geteuid()
     if user == 0:
@@ -82,7 +82,7 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_best_and_the_last_are_kept(comm, tmp_path):
+def test_the_best_and_the_last_checkpoints_are_kept(comm, tmp_path):
     (tmp_path / ".epoch-000009.h5.0123abcd.tmp").write_bytes(b"half")
     store = CheckpointStore(tmp_path, comm, keep=2)
     for epoch in range(1, 6):
@@ -97,7 +97,7 @@ def test_best_and_the_last_are_kept(comm, tmp_path):
 
 
 class SlowDisk:
-    """Writes begin when they are let; `written` are the names and epochs so far."""
+    """A disk whose writes begin on request; `written` holds the names and epochs so far."""
 
     def __init__(self, monkeypatch) -> None:
         self.let, self.begun = threading.Semaphore(0), threading.Semaphore(0)
@@ -113,8 +113,8 @@ class SlowDisk:
         monkeypatch.setattr(files, "write", write)
 
 
-def test_the_last_is_a_copy_where_no_links_can_be_made(tmp_path, monkeypatch):
-    """As on some file systems; nothing else is left beside it."""
+def test_last_h5_is_a_copy_where_links_are_not_supported(tmp_path, monkeypatch):
+    """As on some file systems; no other file is left beside it."""
 
     def refuse(*paths: Path) -> None:
         raise PermissionError("no links here")
@@ -128,7 +128,7 @@ def test_the_last_is_a_copy_where_no_links_can_be_made(tmp_path, monkeypatch):
     assert sorted(tmp_path.iterdir()) == [newest, last]
 
 
-def test_one_waits_at_most_and_the_newest_wins(comm, tmp_path, monkeypatch):
+def test_at_most_one_checkpoint_waits_and_the_newest_wins(comm, tmp_path, monkeypatch):
     disk, store = SlowDisk(monkeypatch), CheckpointStore(tmp_path, comm, keep=2)
     alive = []
     for epoch in range(1, 31):
@@ -140,7 +140,7 @@ def test_one_waits_at_most_and_the_newest_wins(comm, tmp_path, monkeypatch):
             disk.begun.acquire()
     assert sum(reference() is not None for reference in alive) == 2
     other = threading.Thread(target=store.save, args=(make(31),))
-    other.start()  # waits for its place, and takes none from the best
+    other.start()  # waits for its slot, and takes none from the best
     disk.let.release()
     other.join(timeout=60)
     assert not other.is_alive() and disk.written == [("best.h5", 1)]
@@ -150,7 +150,7 @@ def test_one_waits_at_most_and_the_newest_wins(comm, tmp_path, monkeypatch):
     store.close()
 
 
-def test_the_best_is_written_again_once_the_disk_takes_it(comm, tmp_path, capfd):
+def test_the_best_checkpoint_is_retried_once_the_disk_has_space(comm, tmp_path, capfd):
     store = CheckpointStore(tmp_path, comm, keep=2)
     with disk_full(tmp_path):
         store.save(make(2, size=100_000), best=True)
@@ -163,7 +163,7 @@ def test_the_best_is_written_again_once_the_disk_takes_it(comm, tmp_path, capfd)
     store.close()
 
 
-def test_what_was_passed_over_as_damaged_takes_no_place(comm, tmp_path, capfd):
+def test_damaged_checkpoints_do_not_count_as_kept(comm, tmp_path, capfd):
     (tmp_path / "epoch-000100.h5").write_bytes(b"damaged")
     files.write(tmp_path / "epoch-000007.h5", make(7))
     files.write(tmp_path / "epoch-000009.h5", make(8))
@@ -171,14 +171,16 @@ def test_what_was_passed_over_as_damaged_takes_no_place(comm, tmp_path, capfd):
     path, found = store.newest()
     assert (path.name, found.epoch) == ("epoch-000007.h5", 7)
     err = capfd.readouterr().err
-    assert "epoch-000009.h5: is of another epoch (found 8); trying the checkpoint before" in err
+    assert (
+        "epoch-000009.h5: belongs to another epoch (found 8); trying the checkpoint before" in err
+    )
     store.save(make(10))
     store.finish()
     assert store.newest_epoch() == 10 and (tmp_path / "epoch-000010.h5").exists()
     store.close()
 
 
-def test_without_one_good_checkpoint_nothing_starts_again(comm, tmp_path):
+def test_without_a_good_checkpoint_a_run_is_not_restarted(comm, tmp_path):
     train(comm, tmp_path, epochs=4)
     folder, journal = tmp_path / "checkpoints", tmp_path / "metrics.jsonl"
     best, before = (folder / "best.h5").read_bytes(), journal.read_bytes()
@@ -187,7 +189,7 @@ def test_without_one_good_checkpoint_nothing_starts_again(comm, tmp_path):
     with pytest.raises(InputError, match=r"no checkpoint .* can be read: .*h5: .*\(and 3 more\)"):
         train(comm, tmp_path, epochs=6)
     shutil.rmtree(folder)
-    with pytest.raises(InputError, match="tells of 4 epochs, but no checkpoint is left"):
+    with pytest.raises(InputError, match="records 4 epochs, but no checkpoint is left"):
         train(comm, tmp_path, epochs=6)
     assert journal.read_bytes() == before
     (folder / "best.h5").write_bytes(best)
@@ -195,7 +197,7 @@ def test_without_one_good_checkpoint_nothing_starts_again(comm, tmp_path):
     assert len(journal.read_text().splitlines()) == 6
 
 
-def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
+def test_a_full_disk_loses_only_one_checkpoint(comm, tmp_path, capfd):
     store = CheckpointStore(tmp_path, comm, keep=2)
     store.save(make(1))
     store.finish()
@@ -217,7 +219,7 @@ def test_a_full_disk_costs_one_checkpoint(comm, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("fault", [disk_full, read_only], ids=lambda fault: fault.__name__)
-def test_training_goes_on_without_checkpoints(comm, open_folder, capfd, fault):
+def test_training_continues_without_checkpoints(comm, open_folder, capfd, fault):
     train(comm, open_folder, epochs=2)
     checkpoints, journal = open_folder / "checkpoints", open_folder / "metrics.jsonl"
     journal.chmod(0o666)
@@ -238,7 +240,7 @@ def test_training_goes_on_without_checkpoints(comm, open_folder, capfd, fault):
         assert torch.equal(ours, theirs)
 
 
-def test_a_failed_checkpoint_ends_the_run_if_asked(comm, tmp_path):
+def test_a_failed_checkpoint_ends_the_run_on_request(comm, tmp_path):
     train(comm, tmp_path, epochs=2)
     with (
         disk_full(tmp_path),
@@ -248,16 +250,16 @@ def test_a_failed_checkpoint_ends_the_run_if_asked(comm, tmp_path):
     assert files.read(tmp_path / "checkpoints" / "epoch-000002.h5").epoch == 2
 
 
-def test_one_failure_among_successes_ends_the_run_if_asked(comm, tmp_path, capfd):
-    """`best.h5` can't take its name, the others can, and are written after it."""
+def test_one_failure_among_successes_ends_the_run_on_request(comm, tmp_path, capfd):
+    """`best.h5` can't be renamed into place; the others can, and are written after it."""
     trainer = make_trainer(comm, tmp_path, epochs=6, checkpoint_every=1, fail_on_checkpoint=True)
     (tmp_path / "checkpoints" / "best.h5" / "x").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"could not be written: .*best\.h5"):
         trainer.run()
 
 
-def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, capfd):
-    """Else a job on a full disk would be started for ever."""
+def test_a_stop_without_a_new_checkpoint_requests_no_requeue(comm, open_folder, capfd):
+    """Otherwise a job on a full disk would be restarted forever."""
     train(comm, open_folder, epochs=2)
     stop = StopRequest()
     graph = distribute(random_graph(40, 160, seed=1), comm, halo_buffer=65536)
@@ -271,7 +273,7 @@ def test_a_stop_without_a_new_checkpoint_asks_for_no_requeue(comm, open_folder, 
     assert not (open_folder / "REQUEUE").exists()
 
 
-def test_settings_of_the_optimizer_are_those_of_the_resumed_run(comm, tmp_path):
+def test_optimizer_settings_are_those_given_on_resumption(comm, tmp_path):
     train(comm, tmp_path, epochs=2)
     again = train(comm, tmp_path, epochs=2, weight_decay=5.0)
     assert [group["weight_decay"] for group in again.optimizer.param_groups] == [5.0]

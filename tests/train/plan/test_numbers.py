@@ -1,4 +1,4 @@
-"""Plans for graphs that exist only as numbers, and their seconds on a machine."""
+"""Plans for graphs given only by numbers, and estimated seconds on a machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def planned(capsys, *options: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_papers100m_over_rank_counts(capsys):
+def test_estimates_for_papers100m_over_rank_counts(capsys):
     found = planned(
         capsys, "--labelled", "0.014", "--ranks", "16,32,64,128", "--machine", "perlmutter-gpu"
     )
@@ -47,13 +47,13 @@ def test_papers100m_over_rank_counts(capsys):
 
 @pytest.mark.parametrize(("model", "published"), [("sage", (95, 47, 25)), ("gat", (67, 35, 19))])
 def test_less_memory_than_sar_published(model, published):
-    """SAR (Mostafa 2022), papers100M, GB per machine of 32, 64 and 128; nothing pruned here."""
+    """SAR (Mostafa 2022), papers100M, GB per machine of 32, 64 and 128; without pruning here."""
     config = Config.of(model=model, hidden=512 if model == "gat" else 256, heads=4)
     for ranks, theirs in zip((32, 64, 128), published, strict=True):
         assert estimate(largest_of(WHOLE, ranks), config).peak < theirs * 1e9
 
 
-def test_options_of_numbers(capsys):
+def test_graphs_given_as_numbers(capsys):
     for wrong, words in (
         (["--edges", "many"], "--edges must be an integer"),
         (["--ranks", "2,x"], "numbers with commas"),
@@ -62,7 +62,7 @@ def test_options_of_numbers(capsys):
         (["--ranks=4,--2"], "numbers with commas"),
         (["--labelled", "1.5"], "--labelled must be in"),
         (["--halo-fraction", "-1"], "--halo-fraction must be"),
-        (["--machine", "nowhere"], "--machine is one of"),
+        (["--machine", "nowhere"], "--machine must be one of"),
         (["--model", "rgcn"], "needs relations"),
     ):
         assert main.main(["plan", *PAPERS, *wrong]) == 2
@@ -74,8 +74,8 @@ def test_options_of_numbers(capsys):
     assert half["shape"]["volume"] == pytest.approx(0.5 * 111_059_956, rel=1e-6)
 
 
-def test_boundary_of_random_parts():
-    """The model with nothing kept apart, against random parts of degrees drawn as it takes them."""
+def test_estimated_boundary_of_random_parts():
+    """The estimate without community structure equals random parts of graphs with its degrees."""
     rng = np.random.default_rng(0)
     nodes, degree, ranks = 20_000, 12.0, 8
     counts = rng.poisson(rng.gamma(0.8, degree / 0.8, nodes))
@@ -90,7 +90,7 @@ def test_boundary_of_random_parts():
     assert untouched(degree, 1.0) == 0 and untouched(0.0, 0.5) == 1
 
 
-def test_pruning_leaves_what_targets_reach():
+def test_pruning_keeps_what_targets_reach():
     few = shares(Config.of(model="gat", layers=3), 10.0, 0.01)
     assert few[2].written == few[2].edges == 0.01 < few[2].read < 0.12
     assert few[1].written == few[2].read < few[1].edges and not few[0].pruned
@@ -102,7 +102,7 @@ def test_pruning_leaves_what_targets_reach():
 
 
 @pytest.mark.parametrize("name", known())
-def test_every_machine_gives_seconds_for_every_model(name):
+def test_every_machine_estimates_seconds_for_every_model(name):
     machine = read_machine(name)
     for kind in KEPT:
         config = Config.of(model=kind, hidden=64)
@@ -123,7 +123,7 @@ def test_machine_files_are_checked(tmp_path):
     assert Curve((1, 100), (1, 10)).at(10) == pytest.approx(10**0.5)
 
 
-def test_what_layers_take_on_their_own_does_not_shrink_with_the_graph(tmp_path):
+def test_fixed_costs_of_layers_do_not_shrink_with_the_graph(tmp_path):
     text = (folder() / "perlmutter-cpu.toml").read_text()
     file = tmp_path / "here.toml"
     file.write_text(text.replace("rows = 1.0\n", "rows = 1.0\nsteps = 3.0\n"))
@@ -140,7 +140,7 @@ def test_what_layers_take_on_their_own_does_not_shrink_with_the_graph(tmp_path):
     assert seconds(largest_of(tiny, 8), Config.of(model="gcn"), slow).epoch < 2 * steps[2]
 
 
-def test_parts_with_most_nodes_and_with_most_edges_are_waited_for(tmp_path):
+def test_the_slowest_part_determines_the_time(tmp_path):
     machine = read_machine("perlmutter-cpu")
     even = replace(WHOLE, nodes=800_000, edges=8_000_000)
     part = replace(largest_of(even, 2), nodes=400_000, edges=4_000_000, volume=None)

@@ -1,4 +1,4 @@
-"""Memory of a model of one's own, measured small and scaled up."""
+"""Memory of a user's model, measured on a small graph and scaled up."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Short(Net):
 """
 
 
-def test_as_much_as_the_built_in_model_of_the_same_layers(tmp_path):
+def test_own_models_get_about_the_same_estimate_as_built_in_models(tmp_path):
     (tmp_path / "net.py").write_text(NET)
     whole = Shape(1, 200_000, 2_000_000, 32, 8, halo=0, volume=0)
     own = Config.of(model=f"{tmp_path / 'net.py'}:Net", model_args="hidden=128")
@@ -47,7 +47,7 @@ def test_as_much_as_the_built_in_model_of_the_same_layers(tmp_path):
     assert parts[0] > 1.7 * parts[1] > 2.9 * parts[2] > 0
 
 
-def test_the_verb_says_what_it_does_not_know(tmp_path, capsys):
+def test_plan_names_what_it_can_not_estimate_for_own_models(tmp_path, capsys):
     (tmp_path / "net.py").write_text(NET)
     size = ["--nodes", "50000", "--edges", "500000", "--features", "8", "--classes", "3"]
     model = ["--model", f"{tmp_path / 'net.py'}:Net", "--machine", "perlmutter-cpu"]
@@ -57,4 +57,4 @@ def test_the_verb_says_what_it_does_not_know(tmp_path, capsys):
     assert main.main(["plan", *size, *model]) == 0
     assert "not known before it runs" in capsys.readouterr().out
     assert main.main(["plan", *size, "--model", f"{tmp_path / 'net.py'}:narrow"]) == 2
-    assert "must return a row per node" in capsys.readouterr().err
+    assert "must return one row per node" in capsys.readouterr().err

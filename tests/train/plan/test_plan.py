@@ -1,4 +1,4 @@
-"""`hpcgnn plan` and its estimator, against runs that were measured."""
+"""`hpcgnn plan` and its estimator, compared with measured runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def even(ranks: int) -> Shape:
     return replace(LARGE, ranks=ranks, nodes=share, edges=100 * share, halo=200_000 - share)
 
 
-def test_large_runs_that_were_measured():
+def test_estimates_match_large_measured_runs():
     """GraphSAGE 3x256 on 200,000 nodes and 20 million edges: bytes above imports, largest rank."""
     assert estimate(even(1), SAGE).peak == pytest.approx(934e6, rel=0.15)
     assert estimate(even(4), SAGE).peak == pytest.approx(279e6, rel=0.15)
@@ -57,7 +57,7 @@ def test_large_runs_that_were_measured():
         ("oneshot", "relu", 1700),
     ],
 )
-def test_attention_that_was_measured(mode, activation, measured):
+def test_estimates_match_measured_attention(mode, activation, measured):
     """GAT 3x(4x128) on 170,000 nodes and 2.5 million edges, 2 ranks: MB above imports."""
     shape = Shape(2, 85_170, 1_273_671, 128, 40, halo=53_189, volume=0)
     gat = Config.of(model="gat", layers=3, hidden=512, heads=4, mode=mode, activation=activation)
@@ -65,7 +65,7 @@ def test_attention_that_was_measured(mode, activation, measured):
 
 
 @pytest.mark.parametrize("width", [None, 3])
-def test_numbers_to_be_predicted_are_outputs(tmp_path, width):
+def test_regression_targets_count_as_outputs(tmp_path, width):
     values = np.full((6, width) if width else 6, 0.5)
     masks = {"x": np.ones((6, 2)), "train_mask": np.ones(6, bool)}
     path = hpcgnn.from_scipy(scipy.sparse.eye_array(6), tmp_path / "g.h5", y=values, **masks)
@@ -73,7 +73,7 @@ def test_numbers_to_be_predicted_are_outputs(tmp_path, width):
     assert shape_at(1).outputs == (width or 1) and parts is None
 
 
-def test_pairs_and_parts_are_those_of_the_file(tmp_path):
+def test_pairs_and_parts_are_read_from_the_file(tmp_path):
     rng = np.random.default_rng(0)
     target = np.sort(rng.integers(0, 12, 60)) // 3 * 2 + 6 * (rng.random(60) < 0.1)
     kinds = torch.from_numpy(rng.integers(0, 3, 60))
@@ -114,7 +114,7 @@ def test_pairs_and_parts_are_those_of_the_file(tmp_path):
         (("--device", "cuda", "--features-on", "host", "--model", "gin"), "--features-on host"),
     ],
 )
-def test_what_train_refuses_is_refused(tmp_path, capsys, options, words):
+def test_settings_that_train_refuses_are_refused(tmp_path, capsys, options, words):
     graph = str(tmp_path / "g.h5")
     size = ["--nodes", "100", "--degree", "4", "--features", "3", "--classes", "5"]
     assert main.main(["generate", "sbm", graph, *size]) == 0
@@ -129,7 +129,7 @@ def test_what_train_refuses_is_refused(tmp_path, capsys, options, words):
 
 
 def _rewritten(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray | None]) -> None:
-    """Give a dataset other values, under right checksums; None takes its group away."""
+    """Replace the values of a dataset, with correct checksums; None removes its group."""
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
         array = change(file[name][...])
         del file[name if array is not None else name.partition("/nodes/")[0]]
@@ -152,7 +152,7 @@ def _rewritten(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray 
         (2, "exchange/in", lambda a: -1 - a, "must lie in 0"),
     ],
 )
-def test_what_contradicts_itself_is_refused(tmp_path, capsys, parts, name, change, words):
+def test_contradictory_options_are_refused(tmp_path, capsys, parts, name, change, words):
     path = graph_content().write(tmp_path / "g.h5")
     if parts > 1:
         graph = graph_content()
@@ -171,15 +171,15 @@ def test_what_contradicts_itself_is_refused(tmp_path, capsys, parts, name, chang
     assert words in err and err.count("\n") == 1
 
 
-def test_a_header_that_was_changed_is_refused(tmp_path, capsys):
+def test_a_changed_header_is_refused(tmp_path, capsys):
     path = graph_content().write(tmp_path / "g.h5")
     with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
         file.attrs["num_edges"] = 19
     assert main.main(["plan", str(path)]) == 2
-    assert "attributes and their checksum differ" in capsys.readouterr().err
+    assert "the attributes don't match their checksum" in capsys.readouterr().err
 
 
-def test_peak_is_the_sum_and_grows_with_what_is_asked():
+def test_the_peak_is_the_sum_of_its_terms_and_grows_with_settings():
     memory = estimate(even(4), SAGE)
     assert memory.peak == sum(vars(memory).values())
     assert memory.halo_buffers == 16 << 20
@@ -200,7 +200,7 @@ def test_every_model_has_an_estimate(kind):
     assert found[0].peak < found[1].peak and found[0].parameters < found[1].parameters
 
 
-def test_fewest_ranks_fit_and_one_less_does_not():
+def test_the_fewest_ranks_fit_and_one_rank_less_does_not():
     limit = 500_000_000
     ranks = smallest_ranks(even, SAGE, limit)
     assert ranks is not None and ranks > 1
@@ -210,7 +210,7 @@ def test_fewest_ranks_fit_and_one_less_does_not():
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> dict[int, Path]:
-    """One graph in one part and in two."""
+    """One graph in one part and in two parts."""
     folder = tmp_path_factory.mktemp("plan")
     graph = str(folder / "g.h5")
     sizes = ["--nodes", "20000", "--degree", "50", "--features", "128", "--classes", "40"]
@@ -232,7 +232,7 @@ def parts(tmp_path_factory) -> dict[int, Path]:
         (2, "--model gin --norm layer --layers 6 --recompute --keep-in bf16"),
     ],
 )
-def test_small_run_lies_within_the_stated_factor(mpirun, parts, tmp_path, capsys, ranks, model):
+def test_a_small_run_is_within_the_stated_factor(mpirun, parts, tmp_path, capsys, ranks, model):
     options, part = [*model.split(), *SIZES], parts[ranks]
     assert main.main(["plan", str(part), *options, "--json"]) == 0
     (planned,) = json.loads(capsys.readouterr().out)["plans"]
@@ -252,7 +252,7 @@ def test_small_run_lies_within_the_stated_factor(mpirun, parts, tmp_path, capsys
     assert 0.9 * planned["sent_bytes"] <= sent <= planned["sent_bytes"]
 
 
-def test_verb_refuses_what_does_not_fit_in_one_line(mpirun, tmp_path, capsys):
+def test_jobs_that_do_not_fit_are_refused_in_one_line(mpirun, tmp_path, capsys):
     graph = tmp_path / "g.h5"
     size = ["--nodes", 500, "--degree", 4, "--features", 8, "--classes", 3]
     assert mpirun(0, "generate", "sbm", graph, *size).returncode == 0
@@ -268,5 +268,5 @@ def test_verb_refuses_what_does_not_fit_in_one_line(mpirun, tmp_path, capsys):
     assert main.main(["plan", str(tmp_path / "text.h5")]) == 2
 
 
-def test_unknown_volume_is_not_made_up():
+def test_an_unknown_volume_is_not_invented():
     assert bytes_per_epoch(replace(LARGE, ranks=4, volume=None), SAGE) is None

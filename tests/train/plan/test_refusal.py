@@ -1,4 +1,4 @@
-"""What is said when memory runs out."""
+"""Errors when memory runs out."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ GPU_TEXT = (
 CPU_TEXT = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes."
 
 
-def test_the_request_is_read_off_torchs_message():
+def test_the_requested_size_is_parsed_from_torchs_message():
     assert refusal.requested(GPU_TEXT) == 3 * 2**29
     assert refusal.requested(CPU_TEXT) == 8 * 10**9
     assert refusal.requested("out of memory") == 0
 
 
 @pytest.mark.mpi
-def test_a_full_gpu_is_answered_with_numbers_in_one_line(comm, monkeypatch):
+def test_a_full_gpu_is_reported_with_numbers_in_one_line(comm, monkeypatch):
     graph, config = distribute(random_graph(4000, 30000, width=50), comm), Config.of(device="cuda")
     own = estimate(largest_of(shape_of(graph), comm.size), config).peak
     monkeypatch.setattr(
@@ -45,7 +45,7 @@ def test_a_full_gpu_is_answered_with_numbers_in_one_line(comm, monkeypatch):
 
 
 @pytest.mark.mpi
-def test_as_many_ranks_are_named_as_the_estimate_needs(comm):
+def test_the_error_names_the_estimated_number_of_ranks(comm):
     graph, config = distribute(random_graph(4000, 30000, width=50), comm), Config.of(device="cuda")
     full = estimate(largest_of(shape_of(graph), comm.size), config).peak
     fixed = estimate(largest_of(shape_of(graph), 10**6), config).peak
@@ -61,7 +61,7 @@ def test_as_many_ranks_are_named_as_the_estimate_needs(comm):
     assert refusal.refusal(0, 1, 2, 3, 4, "buy more").endswith("; buy more")
 
 
-def test_host_memory_too_and_nothing_else(comm):
+def test_only_lack_of_memory_is_explained(comm):
     graph = distribute(random_graph(10, 10), comm)
     with pytest.raises(OutOfMemoryError, match=r"8\.0 GB of host memory"):  # noqa: SIM117
         with refusal.explained(graph, Config(), CPU):

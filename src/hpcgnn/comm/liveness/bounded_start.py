@@ -71,8 +71,8 @@ class _Watch:
                 waited = time.monotonic() - self._begin
                 if waited >= self._limit:
                     self._end(
-                        f"waited {self._limit:.0f} s in the start of MPI for the other "
-                        "ranks: one ended before, or can't be reached (--timeout gives more time)"
+                        f"waited {self._limit:.0f} s in the start of MPI for the other ranks: one "
+                        "ended before it, or can't be reached (--timeout gives more time)"
                     )
                 if not select.select((reader,), (), (), min(self._limit - waited, 1.0))[0]:
                     self._tell(waited)
@@ -92,15 +92,15 @@ class _Watch:
             missing = found.missing if found is not None else ""
             if found is not None and missing and missing == self._missing:
                 time.sleep(0 if launched()[0] == min(found.alive) else _LOWER_SECONDS)
-                self._end(f"waits in the start of MPI for {missing}, which ended before")
+                self._end(f"waits in the start of MPI for {missing}, which ended before it")
             self._missing = missing
             self._look = waited + (0 if missing else _LOOK_AGAIN_SECONDS)
         if waited >= self._said:
             self._said = self._limit
             warn(
-                f"hpcgnn: note: {self._who} waits in the start of MPI for the other ranks since "
-                f"{waited:.0f} s: one is slow, has ended before, or can't be reached; "
-                f"it ends after {self._limit:.0f} s"
+                f"hpcgnn: note: {self._who} has waited {waited:.0f} s in the start of MPI for the "
+                "other ranks: one is slow, ended before it, or can't be reached; this rank gives "
+                f"up after {self._limit:.0f} s"
             )
 
     def _end(self, problem: str) -> NoReturn:

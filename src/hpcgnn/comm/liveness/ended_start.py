@@ -48,5 +48,5 @@ def _line(rank: int) -> str:
     who = f"rank {rank}: " if rank else ""
     return (
         f"hpcgnn: error: {who}MPI could not be started and ended this process, for the reason "
-        f"above: look at the variables that it reads{said}"
+        f"above: check the environment variables that it reads{said}"
     )

@@ -96,7 +96,7 @@ def _all_wait(reports: dict[int, Report], others: int) -> bool:
 def _left_early(rank: int, reports: dict[int, Report]) -> CommunicationError:
     waiting = min(r for r, report in reports.items() if report.waiting)
     return CommunicationError(
-        f"came to the end of the program while rank {waiting} waits in "
+        f"reached the end of the program while rank {waiting} waits in "
         f"{reports[waiting].waiting!r}",
         rank=rank,
     )

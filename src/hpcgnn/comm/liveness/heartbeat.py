@@ -251,7 +251,7 @@ class Heartbeat:
             os._exit(number)
         elif kind == _BROKEN and rank != self.rank:
             text = message[_HEAD.size :].decode("utf-8", "replace")
-            self.told = self.told or f"rank {self.peers[rank].number} doesn't go on: {text}"
+            self.told = self.told or f"rank {self.peers[rank].number} can't continue: {text}"
         elif kind == _ASK:
             self._send(self._seal(_ANSWER, number, self._own_report()), self.peers[rank].address)
         elif kind == _ANSWER:

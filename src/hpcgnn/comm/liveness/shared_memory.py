@@ -42,9 +42,9 @@ class Space:
         if self.total and min(self.total, self.free) < ranks * _ENOUGH:
             return (
                 f"{FOLDER} has {self.free / 2**20:.0f} of {self.total / 2**20:.0f} MiB free for "
-                f"{ranks} ranks, and MPI ends by a signal where that is not enough: enlarge it to "
-                f"{ranks * _ENOUGH / 2**20:.0f} MiB (mount -o remount,size=..., docker "
-                "--shm-size) or remove what jobs left there"
+                f"{ranks} ranks, and MPI is killed by a signal if that is not enough: enlarge it "
+                f"to {ranks * _ENOUGH / 2**20:.0f} MiB (mount -o remount,size=..., docker "
+                "--shm-size) or remove what earlier jobs left there"
             )
         return ""
 

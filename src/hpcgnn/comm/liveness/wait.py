@@ -22,7 +22,7 @@ def out_of_step(where: str, error: Exception) -> CommunicationError:
     """Return what an MPI error during a wait means, in one line."""
     first = str(error).strip().split("\n")[0][:120]
     return CommunicationError(
-        f"{where!r}: MPI says {first!r}: the ranks are at different places of the program, or a "
+        f"{where!r}: MPI says {first!r}: the ranks are at different places in the program, or a "
         "connection failed"
     )
 

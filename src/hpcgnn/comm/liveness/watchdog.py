@@ -110,7 +110,7 @@ class Watchdog:
             more = f" and {len(silent) - 4} more" if len(silent) > 4 else ""
             distant = {p.rank for p in self._heartbeat.peers if p.network != self._own.network}
             blocked = distant and distant <= {p.rank for p in silent}
-            hint = " (no other node answers: is UDP between them blocked?)" if blocked else ""
+            hint = " (no other node answers: is UDP between nodes blocked?)" if blocked else ""
             raise LostRank(f"{named}{more} stopped answering{hint}; {here}")
 
     def _working(
@@ -155,7 +155,7 @@ class Watchdog:
         if any(r < self._own.rank and report.waiting for r, report in reports.items()):
             return
         text = f"hpcgnn: warning: {here}: {_sentence(peer, reports.get(peer.rank))}, " + (
-            "working" if peer.rank in reports else "its process is there"
+            "working" if peer.rank in reports else "its process exists"
         )
         warn(text)
 
@@ -168,15 +168,15 @@ class Watchdog:
             trace += [f"{peer} is at:", *(f"    {line}" for line in stack)]
         sentences = "; ".join(_sentence(p, reports.get(p.rank)) for p in elsewhere[:4])
         raise LostRank(
-            f"{here}, but {sentences} (if that is only slow, --timeout gives more time)",
+            f"{here}, but {sentences} (if it is only slow, --timeout gives more time)",
             trace,
         )
 
 
 def _sentence(peer: Peer, report: Report | None) -> str:
     if report is None:
-        return f"{peer} answers nothing"
-    text = f"{peer} is at {report.place!r} for {report.since:.0f} s"
+        return f"{peer} does not answer"
+    text = f"{peer} has been at {report.place!r} for {report.since:.0f} s"
     if report.waiting:
         text += f", waiting in {report.waiting!r}"
     elif report.stack:

@@ -126,11 +126,11 @@ def _within_nodes(
         memory = _memory(copier.device)
         problem = neighbours.why_not(comm, memory, near[comm.rank])
     if problem and wanted == "ipc":
-        raise InputError(f"--transport ipc can't be had: {problem}")
+        raise InputError(f"--transport ipc is not available: {problem}")
     if problem or memory is None:
         return None, "" if alone else f"; no CUDA IPC: {problem}"
     if len(near[comm.rank]) == comm.size:
-        return IpcTransport(copier, memory, near[comm.rank]), "proved by reading"
+        return IpcTransport(copier, memory, near[comm.rank]), "verified by reading"
     between, reason = _between_nodes(comm, copier, "auto")
     return IpcTransport(copier, memory, near[comm.rank], between), reason
 
@@ -147,21 +147,21 @@ def _between_nodes(
 ) -> tuple[StagedTransport | CudaAwareTransport, str]:
     """Return the staged or the CUDA-aware transport, and the reason."""
     if wanted == "staged":
-        return StagedTransport(copier), "as asked"
+        return StagedTransport(copier), "as requested"
     problem = why_not(comm, copier.device)
     if not problem:
-        return CudaAwareTransport(copier), "proved by a round trip"
+        return CudaAwareTransport(copier), "verified by a round trip"
     if wanted == "cuda-aware":
-        raise InputError(f"--transport cuda-aware can't be had: {problem}")
+        raise InputError(f"--transport cuda-aware is not available: {problem}")
     return StagedTransport(copier), problem
 
 
 def why_not(comm: Communicator, device: torch.device) -> str:
     """Return why some rank can't give device memory to MPI; empty if all can. Collective."""
-    own = "" if says_cuda_aware() else "MPI doesn't say that it is CUDA-aware"
+    own = "" if says_cuda_aware() else "MPI doesn't report that it is CUDA-aware"
     if expandable_segments():
         own = (
-            "other processes can't read the memory of torch's expandable_segments: take it out of "
+            "other processes can't read the memory of torch's expandable_segments: remove it from "
             + " and ".join(name for name in _ALLOCATOR if name in os.environ)
         )
     problems = [text for text in comm.allgather(own, where="choose transport") if text]

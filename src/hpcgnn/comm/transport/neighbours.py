@@ -71,7 +71,7 @@ def _read(memory: CudaMemory, peer: int, handle: bytes) -> str:
             memory.read(got, address)
             memory.wait()
             if not torch.equal(got, _pattern(peer, size, memory.device)):
-                problem = problem or f"{size} bytes of rank {peer} were read wrong"
+                problem = problem or f"{size} bytes of rank {peer} were read incorrectly"
         memory.close(address)
     except RuntimeError as error:
         return f"the memory of rank {peer} can't be read: {' '.join(str(error).split())}"

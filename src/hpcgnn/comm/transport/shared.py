@@ -119,7 +119,7 @@ class CudaMemory:
             if "out of memory" not in str(error):
                 raise
             raise torch.OutOfMemoryError(
-                f"CUDA out of memory: {size / 2**20:.0f} MiB for messages that other processes of "
+                f"CUDA out of memory: {size / 2**20:.0f} MiB for messages that other processes on "
                 "the node read"
             ) from None
 
@@ -216,7 +216,7 @@ class Exports:
         begin = self._end
         self._end += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         if self._end > self._current.memory.numel():
-            raise RuntimeError("more is taken than was reserved")
+            raise RuntimeError("more was used than reserved")
         return begin, self._current.memory[begin : begin + num_bytes]
 
     def place(self, begin: int, num_bytes: int, reader: int) -> RowsPlace:

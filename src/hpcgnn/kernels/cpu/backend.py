@@ -67,7 +67,7 @@ def spmm(
     after: RowScale | None = None,
 ) -> None:
     if after is not None:
-        raise InputError("kernels: sums are scaled as they are written on a GPU alone")
+        raise InputError("kernels: sums are scaled as they are written only on a GPU")
     function("spmm")(
         ctypes.byref(edges(block, rows)),
         kind(x),
@@ -142,7 +142,7 @@ def head_dots(
     p: float = 0.0,
 ) -> None:
     if grad is not None:
-        raise InputError("kernels: head_dots makes a gradient on a GPU alone")
+        raise InputError("kernels: head_dots computes a gradient only on a GPU")
     function("head_dots")(
         is_double(a),
         matrix(a),
@@ -167,7 +167,7 @@ def dropout_nodes(
     sums: Sums | None = None,
 ) -> None:
     if sums is not None:
-        raise InputError("kernels: sums are finished with dropout on a GPU alone")
+        raise InputError("kernels: dropout is fused into sums only on a GPU")
     function("dropout")(
         is_double(x),
         matrix(x),

@@ -129,7 +129,7 @@ def loading(expression: str) -> Iterator[None]:
             raise torch.OutOfMemoryError(f"the code of kernel {expression}: {text}") from None
         raise HpcgnnError(
             f"the GPU kernel {expression} can't be compiled or loaded ({type(error).__name__}: "
-            f"{text[:300]}): `hpcgnn doctor` tries one of each kind"
+            f"{text[:300]}): `hpcgnn doctor` tests one kernel of each kind"
         ) from error
 
 

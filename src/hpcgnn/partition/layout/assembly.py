@@ -148,7 +148,7 @@ def _check(
     if num_parts < 1:
         raise InputError("a partition needs at least one part", value=num_parts)
     if len(slab.indptr) != rows + 1 or int(slab.indptr[-1]) != len(slab.indices):
-        raise InputError(f"indptr does not fit {rows} rows and {len(slab.indices)} edges")
+        raise InputError(f"indptr doesn't fit {rows} rows and {len(slab.indices)} edges")
     if len(slab.indices) and not 0 <= slab.indices.min() <= slab.indices.max() < num_nodes:
         raise InputError(f"an edge leaves the graph of {num_nodes} nodes")
     for name, column in edges.items():

@@ -117,7 +117,9 @@ def assemble_blocks(
     first = np.flatnonzero(_changes(edge_peer, row))
     counts = np.diff(np.append(first, len(row)))
     if max(num_rows, halo.max(initial=0), counts.max(initial=0)) > INT32_LIMIT:
-        raise InputError(f"part {part} of {num_parts} has over {INT32_LIMIT} rows: use more parts")
+        raise InputError(
+            f"part {part} of {num_parts} has more than {INT32_LIMIT} rows: use more parts"
+        )
     column = np.where(peer == part, index, np.arange(len(peer)) - first_source[peer])
     bounds = np.arange(num_parts + 1)
     return EdgeLists(

@@ -222,7 +222,7 @@ class ParMETIS:
         ]
         status = _call(function, mpi, arguments)
         if status != _OK:
-            raise HpcgnnError(f"ParMETIS_V3_{routine} gave up with status {status}", file=self.path)
+            raise HpcgnnError(f"ParMETIS_V3_{routine} failed with status {status}", file=self.path)
         if len(result) and not 0 <= result.min() <= result.max() < num_parts:
             raise HpcgnnError(
                 f"ParMETIS_V3_{routine} returned a part outside 0 .. {num_parts - 1}",
@@ -270,7 +270,7 @@ def check_rows(
     if not text and part is not None and not 0 <= np.min(part) <= np.max(part) < num_parts:
         text = f"part must lie in 0 .. {num_parts - 1}"
     if not text and geometry and rows.coordinates is None:
-        text = "give coordinates"
+        text = "coordinates are needed"
     if num_parts < 1:
         text = f"num_parts must be at least 1, found {num_parts}"
     for rank, found in enumerate(mpi.allgather(text)):
@@ -348,7 +348,8 @@ def find(*, narrow: bool = False) -> Path:
         inside = sorted([*given.glob("libparmetis*.so*"), *given.glob("lib/libparmetis*.so*")])
         if not given.is_file() and not inside:
             raise InputError(
-                f"no ParMETIS there: HPCGNN_PARMETIS must name its .so, {OTHERWISE}", file=given
+                f"no such library: HPCGNN_PARMETIS must name ParMETIS's .so, {OTHERWISE}",
+                file=given,
             )
         given = given if given.is_file() else inside[0]
         shared_library.check_place(given, group=True)
@@ -406,7 +407,7 @@ def open_library(path: Path) -> ParMETIS:
     except OSError as error:
         raise InputError(f"cannot be loaded: {error}", file=path) from error
     if not hasattr(handle, "ParMETIS_V3_PartKway"):
-        raise InputError("has no ParMETIS_V3_PartKway: not a ParMETIS", file=path)
+        raise InputError("has no ParMETIS_V3_PartKway: it is not ParMETIS", file=path)
     hint = _index_hint(handle)
     with _silent():
         for index in (hint, 12 - hint):
@@ -414,7 +415,8 @@ def open_library(path: Path) -> ParMETIS:
                 if _widths_fit(handle, index, real):
                     return ParMETIS(real_path, handle, index, real)
     raise InputError(
-        f"neither 32- nor 64-bit indices made it cut a graph of four nodes: {INSTALL}, {OTHERWISE}",
+        "could partition a graph of four nodes neither with 32- nor with 64-bit indices: "
+        f"{INSTALL}, {OTHERWISE}",
         file=path,
     )
 

@@ -41,14 +41,14 @@ class Dynamic:
         """Read `path`; raise InputError unless it is a 64-bit little-endian shared library."""
         try:
             if not path.is_file():
-                raise InputError("is no shared library of this machine", file=path)
+                raise InputError("is not a shared library for this machine", file=path)
             data = path.read_bytes()
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", file=path) from error
         try:
             entries, strings = _dynamic_section(data)
         except (struct.error, ValueError, IndexError) as error:
-            raise InputError("is no shared library of this machine", file=path) from error
+            raise InputError("is not a shared library for this machine", file=path) from error
 
         def names(tag: int) -> list[str]:
             offsets = [strings + value for key, value in entries if key == tag]
@@ -150,8 +150,7 @@ def check_place(path: Path, *, group: bool = False) -> None:
             if _others_can_write(status, child, group):
                 raise InputError(
                     f"isn't loaded, since other users can write to {place}: `chmod o-w` it, or "
-                    "move the library; where its group is to be trusted, name it with "
-                    "HPCGNN_PARMETIS",
+                    "move the library; if you trust its group, name it with HPCGNN_PARMETIS",
                     file=path,
                 )
             child = status

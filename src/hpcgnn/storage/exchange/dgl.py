@@ -69,7 +69,7 @@ def from_dgl(
     """
     check_labels_as(labels_as)
     if not (hasattr(graph, "canonical_etypes") and hasattr(graph, "ntypes")):
-        raise InputError("is no graph of DGL", value=type(graph).__name__)
+        raise InputError("is not a DGL graph", value=type(graph).__name__)
     form, file, given = Form(), Path("DGLGraph"), dict(names or {})
     if len(graph.ntypes) == 1 and len(graph.canonical_etypes) == 1:
         count = int(graph.num_nodes())
@@ -104,7 +104,7 @@ def _arrays(frame: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
     for name in frame:
         known = names.get(name, name)
         if known in arrays:
-            raise InputError(f"two arrays of the nodes are {known}", value=name)
+            raise InputError(f"two arrays of the nodes are both {known}", value=name)
         arrays[known] = array_of(frame[name])
     return arrays
 

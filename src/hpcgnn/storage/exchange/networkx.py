@@ -51,7 +51,7 @@ def from_networkx(
     """
     check_labels_as(labels_as)
     if not (hasattr(graph, "is_directed") and hasattr(graph, "adjacency")):
-        raise InputError("is no graph of networkx", value=type(graph).__name__)
+        raise InputError("is not a networkx graph", value=type(graph).__name__)
     form, file, given = Form(), Path(type(graph).__name__), dict(names or {})
     ids = list(graph.nodes)
     arrays, left_out = _columns([graph.nodes[node] for node in ids], given)
@@ -64,7 +64,10 @@ def from_networkx(
             if len(set(texts)) == len(ids) and all(texts):
                 arrays["original_ids"] = texts
             else:
-                notes.append("its nodes are numbered: as texts, their names are alike or empty")
+                notes.append(
+                    "its nodes are numbered instead of named, since some of their names are equal "
+                    "as text or empty"
+                )
     nodes = nodes_of(file, arrays, len(ids), form, labels_as=labels_as)
     nodes.notes += notes
     row = {node: k for k, node in enumerate(ids)}

@@ -161,14 +161,14 @@ class _Texts:
             raise column.error(f"must be {count} texts, none of them empty", wrong)
         if len(set(texts)) < count:
             ((again, _),) = Counter(texts).most_common(1)
-            raise column.error("names two nodes alike", again)
+            raise column.error("gives two nodes the same name", again)
         self._texts, self._column = texts, column
 
     def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         try:
             encoded = [text.encode() for text in self._texts]
         except UnicodeEncodeError as error:
-            raise self._column.error("holds a text that is no UTF-8", str(error.object)) from None
+            raise self._column.error("holds a text that is not UTF-8", str(error.object)) from None
         lengths = np.array([len(text) for text in encoded], np.int64)
         yield lengths, np.frombuffer(b"".join(encoded), np.uint8)
 
@@ -237,7 +237,7 @@ def write(
     check_output(out, GRAPH, force=force)
     config: dict[str, Any] = {"command": verb, "form": form.stored()}
     if len(str(config | source.type_names)) > _MOST_CONFIG:
-        source.notes.append("has so many types that their names are left out")
+        source.notes.append("has too many types to keep their names")
         config, source.type_names = {"command": verb}, {}
     treatment = Treatment(trust_num_nodes=True, compress=compress)
     assemble(source, out, treatment, limit=_LIMIT, config=config)
@@ -264,15 +264,15 @@ def _meaning(labels: np.ndarray, labels_as: str | None, column: Column) -> str |
         binary = ((known == 0) | (known == 1)).all()
         if (floats and binary) or (not floats and at_most_one(labels) and (labels == 1).any()):
             raise column.error(
-                "may be several things: say labels_as='several' if a node may have several labels, "
-                "'one-hot' if these are classes, 'values' if numbers are to be predicted"
+                "is ambiguous: pass labels_as='several' if a node may have several labels, "
+                "'one-hot' if these are classes, 'values' if they are numbers to predict"
             )
     return "values" if floats else None
 
 
 def _edge_rows(name: str, array: np.ndarray, column: Column) -> np.ndarray:
     if array.dtype.kind not in "biuf" or array.ndim > 2:
-        raise column.error("must be numbers, one or a row of them for each edge", array.shape)
+        raise column.error("must be numbers, one value or one row for each edge", array.shape)
     if name == "edge_attr":
         return array if array.ndim == 2 else array[:, None]
     if name == "edge_label":

@@ -81,7 +81,9 @@ def from_pyg(
     elif hasattr(data, "edge_index") or hasattr(data, "adj_t"):
         source = _plain(data, form, labels_as, ids)
     else:
-        raise InputError("is no Data or HeteroData of PyTorch Geometric", value=type(data).__name__)
+        raise InputError(
+            "is not a Data or HeteroData object of PyTorch Geometric", value=type(data).__name__
+        )
     return write(source, path, form, "from_pyg", force=force, compress=compress)
 
 
@@ -122,7 +124,7 @@ def _typed(data: Any, form: Form, labels_as: str | None) -> Source:
         notes += [f"{name}: {note}" for note in found.notes + some]
         if found.ids or found.names:
             notes.append(
-                f"{name}: ignored: original_ids, as nodes of several types are named TYPE/ROW"
+                f"{name}: original_ids are ignored, since nodes of several types are named TYPE/ROW"
             )
         nodes[name] = typed_nodes(found, count)
     edges = []
@@ -140,7 +142,7 @@ def _edges(store: Any, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     arrays = {name: array_of(store[name]) for name in EDGE_NAMES if name in store}
     if "edge_label_index" in store:
         raise InputError(
-            "edge_label_index names pairs beside the edges: put them among the edges, with "
+            "edge_label_index names pairs that are not edges: add them to the edges, with "
             "edge_label and edge_split for each edge",
             file=file,
         )
@@ -296,7 +298,8 @@ class _Whole:
                 shown += [kinds[t] for t in np.unique(types[self.ends[1, edges]])]
                 if {head, tail} - set(kinds) or (len(edges) and shown != [head, tail]):
                     raise InputError(
-                        f"relation {number} doesn't lead from {head} to {tail}, as edge_types says",
+                        f"relation {number} doesn't lead from {head} to {tail}, which edge_types "
+                        "requires",
                         file=self.path,
                         value=shown,
                     )

@@ -53,8 +53,8 @@ class RMat:
         room = num_nodes * (num_nodes - 1) / 2
         if wanted > room / 2:
             raise InputError(
-                f"{num_nodes} nodes have {room:.0f} pairs and {wanted:.0f} edges are wanted, more "
-                "than half: lower --degree"
+                f"{num_nodes} nodes have {room:.0f} pairs, and the {wanted:.0f} edges asked for "
+                "are more than half of these: lower --degree"
             )
         draws = _draws_for(wanted, num_nodes, self.levels)
         self._slabs = self._cut(0, 0, 2 * draws, slab_edges)

@@ -28,7 +28,7 @@ def check_sizes(nodes: int, degree: float, features: int, classes: int, seed: in
     wrong = {
         "--nodes must lie in 1 .. 2^48": not 1 <= nodes <= 1 << 48,
         "--degree must lie in 0 .. N": not 0 <= degree <= nodes,
-        "--degree must be at most 2^20, and 2^48 edges are the most": not (
+        "--degree must be at most 2^20, with at most 2^48 edges": not (
             degree <= 1 << 20 and degree * nodes <= 1 << 48
         ),
         "--features must lie in 0 .. 2^20": not 0 <= features <= 1 << 20,

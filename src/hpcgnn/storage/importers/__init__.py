@@ -96,8 +96,8 @@ def _guess(path: Path) -> str:
         tables = [file for ending in _TEXTS for file in sorted(path.glob(f"*{ending}"))]
         if tables and not (path / "raw").exists():
             raise InputError(
-                f"is a folder of tables: name those of edges, and those of nodes with --nodes, as "
-                f"in {tables[0].name}",
+                "is a folder of tables: name the tables of edges, and with --nodes those of "
+                f"nodes, such as {tables[0].name}",
                 file=path,
             )
         return "ogb"
@@ -126,9 +126,12 @@ def _guess(path: Path) -> str:
         ".gexf": "gexf",
     }
     if suffix in _REMEDIES:
-        raise InputError(f"{suffix[1:]} is not read: {_REMEDIES[suffix]}", file=path)
+        raise InputError(f"{suffix[1:]} is not supported: {_REMEDIES[suffix]}", file=path)
     if suffix not in known:
-        raise InputError(f"the name tells no format: say --format {'|'.join(FORMATS)}", file=path)
+        raise InputError(
+            f"the format can't be guessed from the name: add --format {'|'.join(FORMATS)}",
+            file=path,
+        )
     return known[suffix]
 
 
@@ -166,7 +169,7 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
     for option, (name, formats) in _TAKES.items():
         if getattr(options, name) not in (None, ()) and format not in formats:
             raise InputError(
-                f"{option} goes with the format {' or '.join(formats)}, not {format}", file=paths[0]
+                f"{option} is for the format {' or '.join(formats)}, not {format}", file=paths[0]
             )
     for path in paths:
         if format in ("edges", "metis", "mtx", "npz", "pyg", "triples"):
@@ -181,7 +184,7 @@ def open_source(paths: list[Path], format: str, options: ImportOptions) -> Sourc
         from hpcgnn.storage.importers import tables
 
         if options.edge_weights is not None:
-            raise InputError("--edge-weights goes with .npy edges: say --weight COLUMN", file=path)
+            raise InputError("--edge-weights is for .npy edges: use --weight COLUMN", file=path)
         source = tables.read_tables(paths, _table_options(format, options), options)
         _check_one_way(options)
         if (options.edge_labels or options.edge_split) is not None:
@@ -218,14 +221,14 @@ def _check_one_way(options: ImportOptions) -> None:
         (options.edge_split, tables.edge_split_column, "--edge-split and --edge-split-column"),
     ):
         if file is not None and column is not None:
-            raise InputError(f"{words} say the same: leave one out", file=file.file)
+            raise InputError(f"{words} have the same meaning: leave one out", file=file.file)
 
 
 def _refuse_columns(path: Path, format: str, options: ImportOptions) -> None:
     """Refuse options about columns for a file that has no named columns."""
     given = [] if options.tables is None or format in _COLUMNS else options.tables.given()
     if given:
-        message = f"{given[0]} speaks of tables, and this is read as {format}"
+        message = f"{given[0]} is for tables, and this is read as {format}"
         raise InputError(f"{message}: leave it out", file=path)
 
 
@@ -249,7 +252,7 @@ def _table_options(format: str, options: ImportOptions) -> TableOptions:
     names = options.columns
     if not names:
         if format == "triples" and found.relation is None:
-            raise InputError("triples have a relation: name its column with --relation")
+            raise InputError("triples need a relation: name its column with --relation")
         return found
     needed, most = (3, 3) if format == "triples" else (2, 3)
     if not needed <= len(names) <= most:

@@ -73,7 +73,7 @@ class ArraySource:
             raise
         except Exception as error:  # the header is a Python literal and may hold anything
             reason = " ".join(str(error).split())[:120]
-            raise self.error(f"is no NumPy array file: {reason}") from None
+            raise self.error(f"is not a NumPy array file: {reason}") from None
         if dtype.hasobject:
             raise self.error("holds Python objects, which are not read: store plain numbers")
         if any(length < 0 for length in shape) or dtype.names or dtype.shape or not dtype.itemsize:
@@ -98,7 +98,7 @@ class ArraySource:
             raise self._truncated()
         if held > needed:
             raise self.error(
-                f"goes on after the array of shape {self.shape} that its header announces", held
+                f"continues after the array of shape {self.shape} that its header announces", held
             )
 
     def _truncated(self) -> InputError:
@@ -152,7 +152,7 @@ class ArraySource:
         """Return the bytes of the array, at most `limit`."""
         nbytes = prod(self.shape) * self.dtype.itemsize
         if nbytes > limit:
-            raise self.error(f"takes {nbytes} bytes where {limit} fit")
+            raise self.error(f"takes {nbytes} bytes, and {limit} fit")
         with self._open() as file:
             self._header(file)
             return self._read(file, nbytes)
@@ -178,7 +178,7 @@ class ArraySource:
         """Return the whole array, if it takes at most `limit` bytes."""
         nbytes = prod(self.shape) * self.dtype.itemsize
         if nbytes > limit:
-            raise self.error(f"takes {nbytes} bytes where {limit} fit: raise --memory")
+            raise self.error(f"takes {nbytes} bytes, and {limit} fit: raise --memory")
         parts = list(self.flat())
         values = np.concatenate(parts) if parts else np.empty(0, self.dtype.newbyteorder("="))
         return values.reshape(self.shape, order="F" if self.fortran else "C")

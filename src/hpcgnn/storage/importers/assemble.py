@@ -213,8 +213,8 @@ def _write_ids(
 def _merged(rules: RowRules) -> str:
     both = ", or both ways," if rules.symmetrise else ""
     return (
-        f"edges that are listed more than once{both} are one each, with the {rules.combine} of "
-        "their weights where they have some (--duplicate-weights)"
+        f"edges that are listed more than once{both} are merged into one, with the {rules.combine} "
+        "of their weights if they have weights (--duplicate-weights)"
     )
 
 
@@ -272,7 +272,7 @@ def _number(
     """Return the number of nodes, the table of ids unless ids are rows, and edges between rows."""
     edges = spooled.records
     if edges.count == 0 and not (source.counted or trusted):
-        raise InputError("holds no edges: if this is meant, say --num-nodes N", file=source.file)
+        raise InputError("holds no edges: if this is intended, add --num-nodes N", file=source.file)
     if source.num_nodes is not None:
         return source.num_nodes, None, edges
     named = source.nodes.ids
@@ -290,15 +290,15 @@ def _check_number(num_nodes: int, num_edges: int, source: Source, treatment: Tre
     usual = _FREE_NODES + _NODES_PER_EDGE * num_edges
     if num_nodes > _TRUSTED * usual:
         raise InputError(
-            f"announces {num_nodes} nodes but has {num_edges} edges, which go with"
-            f" {_TRUSTED * usual} nodes at most",
+            f"announces {num_nodes} nodes but has {num_edges} edges, which is plausible for at "
+            f"most {_TRUSTED * usual} nodes",
             file=source.file,
         )
     announced = source.nodes.labels is None and source.nodes.features is None
     if announced and num_nodes > usual and not treatment.trust_num_nodes:
         raise InputError(
-            f"announces {num_nodes} nodes but has {num_edges} edges: if this is meant,"
-            f" say --num-nodes {num_nodes}",
+            f"announces {num_nodes} nodes but has {num_edges} edges: if this is intended, add "
+            f"--num-nodes {num_nodes}",
             file=source.file,
         )
 

@@ -12,7 +12,7 @@ from hpcgnn.storage.importers.text import PADDED, TextBlock, is_number
 
 INTEGER, NUMBER, TEXT, TIME, LIST = "integer", "number", "text", "time", "list"
 BOOLEAN = "boolean"
-TOO_LARGE = "does not fit a signed 64-bit integer: --string-ids takes it as text"
+TOO_LARGE = "does not fit a signed 64-bit integer: --string-ids reads it as text"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")  # in columns of numbers
 _SPREADSHEET = ("#N/A", "#DIV/0!", "#REF!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!")
 NANOSECONDS = pa.timestamp("ns")
@@ -122,7 +122,7 @@ def trimmed(array: pa.Array) -> pa.Array:
     """
     out = pc.ascii_trim_whitespace(array)
     if pc.any(pc.starts_with(out, '"')).as_py():
-        raise pa.ArrowInvalid("a quote stands after a space: write none after the delimiter")
+        raise pa.ArrowInvalid("a quote follows a space: remove the space after the delimiter")
     return out
 
 
@@ -158,7 +158,7 @@ def check_field(
         return
     if kind == LIST:
         if not is_list(value):
-            raise block.error(number, f"{name}: is no list of numbers", value.encode())
+            raise block.error(number, f"{name}: is not a list of numbers", value.encode())
         return
     if kind == TIME:
         try:

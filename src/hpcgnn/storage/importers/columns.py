@@ -80,7 +80,7 @@ def write_nodes(
                 known.add(rows)
         if known is not None and nodes.split_ratio is not None:
             if not known.count:
-                raise nodes.labels.error("no node has a label of which a split can be made")
+                raise nodes.labels.error("no node has a label to make a split from")
             made = known.split(nodes.split_ratio, nodes.split_seed)
             file = nodes.labels.file
             nodes.split = NodeSplit(file, column=Column(file, "split", made))
@@ -105,7 +105,7 @@ def write_nodes(
 def _write_types(writer: GraphWriter, nodes: Nodes, num_nodes: int, normalise: bool) -> None:
     if nodes.types is None:
         for column in nodes.typed_features.values():
-            raise column.error("features by type need the types of the nodes: give them too")
+            raise column.error("features by type need the node types: give these too")
         return
     population = np.zeros(0, np.int64)
     for rows in counted(nodes.types, num_nodes):
@@ -160,7 +160,7 @@ def _sparse_features(
         count += chunk.counts.shape[0]
         yield SparseChunk(chunk.counts, chunk.indices, data)
     if count != num_nodes:
-        raise column.error(f"has another number of rows than there are nodes ({num_nodes})", count)
+        raise column.error(f"does not have as many rows as there are nodes ({num_nodes})", count)
 
 
 def _check_columns_differ(
@@ -204,7 +204,7 @@ def label_chunks(
         if rows.ndim not in (1, 2) or rows.shape[1:] == (0,):
             raise column.error("labels must have shape [nodes] or [nodes, labels]", rows.shape)
         if labels_as is not None and (rows.ndim == 1) != (labels_as == "classes"):
-            raise column.error(f"is not what --labels-as {labels_as} means", rows.shape)
+            raise column.error(f"does not fit --labels-as {labels_as}", rows.shape)
         labels = _whole_labels(rows, column)
         check_bounds(
             labels, -1, MAX_CLASSES if labels.ndim == 1 else 2, column, "labels (-1: unknown)"
@@ -225,8 +225,8 @@ def label_chunks(
         yield labels
     if single and positive:
         raise column.error(
-            "no row holds more than a single 1: say --labels-as one-hot if these are classes, or"
-            " --labels-as several if a node may have several labels"
+            "no row holds more than a single 1: use --labels-as one-hot if these are classes, or "
+            "--labels-as several if a node may have several labels"
         )
     empty = np.flatnonzero(population == 0)
     if empty.shape[0]:
@@ -242,7 +242,7 @@ def _whole_labels(rows: np.ndarray, column: Column) -> np.ndarray:
         broken = np.isfinite(rows) & (rows != np.rint(rows))
         if broken.any():
             raise column.error(
-                "must hold integers; say --labels-as values if these are numbers to be predicted",
+                "must hold integers; use --labels-as values if these are numbers to predict",
                 rows[broken].flat[0],
             )
     return as_integers(rows, column)
@@ -258,7 +258,7 @@ def at_most_one(labels: np.ndarray) -> bool:
 def _classes(labels: np.ndarray, column: Column) -> np.ndarray:
     """Return int64 [n]: the column of the 1 in each row, or -1 if there is no 1."""
     if not at_most_one(labels):
-        raise column.error("is not one-hot: a row holds several, or some of it is unknown")
+        raise column.error("is not one-hot: a row holds several ones, or an unknown entry")
     ones = labels == 1
     return np.where(ones.any(axis=1), ones.argmax(axis=1), -1)
 
@@ -292,7 +292,10 @@ def split_codes(split: NodeSplit, num_nodes: int) -> Iterator[np.ndarray]:
             if (out[mask] > 0).any():
                 row = low + int(np.argwhere((out > 0) & mask)[0, 0])
                 raise InputError(
-                    "node is in two sets of one split", file=split.file, dataset=name, value=row
+                    "node is in two sets of the same split",
+                    file=split.file,
+                    dataset=name,
+                    value=row,
                 )
             out[mask] = _CODES[name]
         yield out
@@ -347,11 +350,13 @@ def _as_masks(values: np.ndarray, named: bool, num_nodes: int, column: Column) -
         other = (values != 0) & (values != 1)
         if named or values.ndim > 1:
             if other.any():
-                raise column.error("masks hold nothing but 0 and 1", values[other].flat[0])
+                raise column.error("masks may only hold 0 and 1", values[other].flat[0])
         elif values.shape != (num_nodes,) or other.any():
             return None
         elif values.dtype.kind != "f" and num_nodes < 3 and len(set(values.tolist())) == num_nodes:
-            raise column.error("may be a mask or node numbers: store booleans", values.tolist())
+            raise column.error(
+                "could be a mask or node numbers: store booleans for a mask", values.tolist()
+            )
         values = values != 0
     masks = values[None] if values.ndim == 1 else values
     if masks.ndim == 2 and masks.shape[1] != num_nodes:
@@ -362,7 +367,7 @@ def _as_masks(values: np.ndarray, named: bool, num_nodes: int, column: Column) -
         )
     if masks.shape[0] == num_nodes > 1 and (masks != masks.T).any():
         raise column.error(
-            "may be [splits, nodes] or [nodes, splits]: store another number of splits",
+            "could be [splits, nodes] or [nodes, splits]: store another number of splits",
             values.shape,
         )
     return masks

@@ -41,7 +41,7 @@ def scipy_matrix(archive: Archive, options: ImportOptions) -> tuple[Column, Colu
     else:
         indptr = archive["indptr"]
         if indptr.shape != (rows + 1,):
-            raise indptr.error(f"must have shape [{rows + 1}], as shape says", indptr.shape)
+            raise indptr.error(f"must have length {rows + 1} according to shape", indptr.shape)
         ends = compressed_pairs(indptr, archive["indices"], by_column=form == "csc")
     return ends, weights_of(data, options), rows
 
@@ -90,9 +90,9 @@ def _pointer_chunks(indptr: ArraySource, total: int) -> Iterator[tuple[int, np.n
         falls = np.flatnonzero(bounds[1:] < bounds[:-1])
         if falls.shape[0]:
             row = max(first_row, 0) + int(falls[0])
-            raise indptr.error(f"row pointers fall after row {row}", int(bounds[falls[0] + 1]))
+            raise indptr.error(f"row pointers decrease after row {row}", int(bounds[falls[0] + 1]))
         if bounds[-1] > total:
-            raise indptr.error(f"points beyond the {total} entries", int(bounds[-1]))
+            raise indptr.error(f"row pointers exceed the {total} entries", int(bounds[-1]))
         yield max(first_row, 0), bounds
         first_row = max(first_row, 0) + bounds.shape[0] - 1
         last = int(bounds[-1])

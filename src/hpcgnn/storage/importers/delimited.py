@@ -84,8 +84,8 @@ def _table(
             numbers = ",".join(str(k + 1) for k in range(needed))
             raise block.error(
                 number,
-                f"has {counted(len(found), 'column')}: choose with --columns, as in {numbers}, or "
-                "pass over lines that hold no edge with --skip-lines",
+                f"has {counted(len(found), 'column')}: choose with --columns, such as {numbers}, "
+                "or skip lines that are not edges with --skip-lines",
                 line,
             )
         return Table(fields[:needed], delimiter=delimiter, padded=False)
@@ -93,7 +93,7 @@ def _table(
         names = ", ".join(name for name, _ in fields)
         raise block.error(number, f"--columns takes {needed} to {len(fields)}: {names}", chosen)
     if not all(name.isdecimal() and len(name) < _DIGITS for name in chosen):
-        raise block.error(number, "is no header that could name columns", line)
+        raise block.error(number, "is not a header with column names", line)
     places = tuple(int(name) - 1 for name in chosen)
     if not all(0 <= place < len(found) for place in places):
         raise block.error(number, f"has columns 1 to {len(found)}", chosen)
@@ -138,8 +138,8 @@ class _SizeLine:
         if self.count > 0 and self.count == self.edges and self.largest <= self.nodes:
             raise self.block.error(
                 self.number,
-                f"reads like the sizes of the graph, as {self.count} edges follow: say"
-                f" --skip-lines {self.number} to pass over it, or --skip-lines 0 if it is an edge",
+                f"looks like the sizes of the graph, since {self.count} edges follow: use "
+                f"--skip-lines {self.number} to skip it, or --skip-lines 0 if it is an edge",
                 self.line,
             )
 
@@ -178,7 +178,9 @@ def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
     """
     arrays = [path for path in paths if path.suffix == ".npy"]
     if options.edge_weights is not None and not arrays:
-        raise InputError("--edge-weights goes with .npy edges: name a column here", file=paths[0])
+        raise InputError(
+            "--edge-weights is for .npy edges: name a column with --weight", file=paths[0]
+        )
     if not arrays:
         source = _text(paths, options)
         if (options.edge_labels or options.edge_split) is not None:
@@ -187,7 +189,7 @@ def read_edge_list(paths: list[Path], options: ImportOptions) -> Source:
     if len(arrays) != len(paths) or len(paths) > 2:
         raise InputError("give one .npy file, a pair of them, or text files", file=paths[-1])
     if options.columns or options.skip_lines is not None:
-        raise InputError("--columns and --skip-lines go with text, not .npy", file=paths[0])
+        raise InputError("--columns and --skip-lines are for text, not .npy", file=paths[0])
     if len(paths) == 1:
         ends = pair_column(ArraySource(paths[0]), options.limit)
     else:
@@ -212,7 +214,7 @@ class _Sides:
         self, ids: np.ndarray, destination: bool, table: Table, block: TextBlock
     ) -> np.ndarray:
         size, offset = (self.right, self.left) if destination else (self.left, 0)
-        table.check_numbered(ids, size, block, "the header says that this side is numbered")
+        table.check_numbered(ids, size, block, "the header says that the ids of this side are")
         return ids - 1 + offset
 
 
@@ -240,8 +242,8 @@ def _text(paths: list[Path], options: ImportOptions) -> Source:
         )
     elif any(re.search(rb"\bundirected\b", line) for line in comments):
         source.notes.append(
-            "its header says undirected, and the edges are taken as they stand: --symmetrise adds"
-            " the missing reverses"
+            "its header says undirected, but the edges are read as they are: --symmetrise adds the "
+            "missing reverses"
         )
     return source
 
@@ -317,7 +319,7 @@ def read_triples(paths: list[Path], options: ImportOptions) -> Source:
     """
     if paths[0].suffix == ".npz" and len(paths) == 1:
         if options.columns or options.skip_lines is not None:
-            raise InputError("--columns and --skip-lines go with text, not .npz", file=paths[0])
+            raise InputError("--columns and --skip-lines are for text, not .npz", file=paths[0])
         return read_npz(paths[0], options, triples=True)
     return Source(paths[0], _text_triples(paths, options), rows_as_given=True)
 

@@ -34,7 +34,9 @@ def read_dgl(folder: Path, options: ImportOptions) -> Source:
     chosen = replace(chosen, source=chosen.source or "src_id", target=chosen.target or "dst_id")
     for table in [*edges, *nodes]:
         if "graph_id" in table.names:
-            text = "has graph_id, as data sets of many graphs: store one, without this column"
+            text = (
+                "has graph_id, like data sets of many graphs: store one graph, without this column"
+            )
             raise InputError(text, file=table.path)
     if nodes:
         names = nodes[0].names
@@ -59,7 +61,7 @@ def _meta(path: Path) -> tuple[list[str], list[str], str]:
     with open_binary(path) as file:
         text = file.read(_LONGEST + 1).decode("utf-8", "replace")
     if len(text) > _LONGEST:
-        raise InputError("is too long to be one of DGL's", file=path)
+        raise InputError("is too long for a file of DGL's", file=path)
     files: dict[str, list[str]] = {"edge_data": [], "node_data": []}
     group = ""
     for line in text.splitlines():
@@ -67,7 +69,7 @@ def _meta(path: Path) -> tuple[list[str], list[str], str]:
         if match := re.match(r"(\w+):", bare):
             group = match[1]
             if group == "graph_data":
-                raise InputError("is a data set of many graphs: store one", file=path)
+                raise InputError("is a data set of many graphs: store one of them", file=path)
         for name in re.findall(r"file_name:\s*[\"']?([^\"',}\s]+)", bare):
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise InputError("names a file outside its folder", file=path, value=name)

@@ -69,7 +69,7 @@ def spool_edges(source: Source, scratch: Scratch, *, reverse: bool, stage: Stage
         )
     if source.rows_as_given and source.num_nodes is not None and edges.largest >= 0 < lowest:
         source.notes.append(
-            f"ids count from 0, and no edge touches a node below {lowest}: is that meant?"
+            f"ids count from 0, but no edge touches a node below {lowest}: is that intended?"
         )
     return edges
 

@@ -94,18 +94,18 @@ def attach(source: Source, nodes: Nodes, known: int | None, options: ImportOptio
     wanted = known if options.num_nodes is None else options.num_nodes
     for number, whose in ((known, "the files of node columns"), (source.num_nodes, "the source")):
         if None not in (number, wanted) and number != wanted:
-            raise InputError(f"{whose} speak of {number} nodes, not {wanted}", file=source.file)
+            raise InputError(f"{whose} describe {number} nodes, not {wanted}", file=source.file)
     if source.num_nodes is None and nodes.ids is None:
         source.num_nodes = wanted
     made = source.nodes.split_ratio is not None
     if made and source.nodes.split is not None:
-        source.notes.append("the split that it comes with is left out for --split-ratio")
+        source.notes.append("its own split is ignored because of --split-ratio")
         source.nodes.split = None
     source.nodes.update(nodes)
     if made and source.nodes.split is not None:
         raise InputError("give --split or --split-ratio", file=source.nodes.split.file)
     if made and source.nodes.labels is None:
-        raise InputError("has no labels of which a split can be made: --labels", file=source.file)
+        raise InputError("has no labels to make a split from: give --labels", file=source.file)
 
 
 def is_graphsaint(folder: Path) -> bool:
@@ -128,7 +128,7 @@ def read_graphsaint(folder: Path, options: ImportOptions) -> Source:
     if (folder / "feats.npy").exists():
         nodes.features = _rows(ArraySource(folder / "feats.npy"), number, options)
         source.notes.append(
-            "features are taken as they are; GraphSAINT scales them by training nodes"
+            "features are read as they are; GraphSAINT standardises them over the training nodes"
         )
     if (folder / "class_map.json").exists():
         nodes.labels, nodes.labels_as = _class_map(folder / "class_map.json", number, options)
@@ -174,11 +174,11 @@ def _load(path: Path, options: ImportOptions) -> dict[str, Any]:
     with open_binary(path) as file:
         data = file.read(options.limit // _JSON + 1)
     if len(data) > options.limit // _JSON:
-        raise InputError("takes more memory than fits: raise --memory", file=path)
+        raise InputError("takes more memory than is allowed: raise --memory", file=path)
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is no JSON: {str(error)[:80]}", file=path) from None
+        raise InputError(f"is not JSON: {str(error)[:80]}", file=path) from None
     if not isinstance(found, dict):
         raise InputError("must hold a JSON object", file=path)
     return found
@@ -193,7 +193,7 @@ def _class_map(path: Path, number: int, options: ImportOptions) -> tuple[Column,
     for name, value in found.items():
         row = _index(name, number, path)
         if isinstance(value, list) != several or (several and len(value) != width):
-            raise InputError("must hold labels of one form", file=path, dataset=name)
+            raise InputError("must hold labels of the same form", file=path, dataset=name)
         if not all(isinstance(v, int) for v in (value if several else [value])):
             raise InputError("must hold integers", file=path, dataset=name, value=str(value)[:60])
         labels[row] = np.clip(value, -1, 1 << 31)

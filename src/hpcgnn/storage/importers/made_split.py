@@ -114,7 +114,8 @@ def split_chunks(
             border.add(slab["key"], out["code"])
     if border.shared:
         text = (
-            "the split by time parts nodes of one time: among these the order of the rows decides"
+            "the split by time separates nodes of the same time: among these the order of rows "
+            "decides"
         )
         notes.append(NoteOn(None, text))
     yield from _by_row(sorted_slabs(codes, scratch, ("row",), whole=False), sizes)

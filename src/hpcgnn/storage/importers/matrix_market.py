@@ -83,7 +83,7 @@ def _line(file: BinaryIO, path: Path, number: int) -> str:
         raise InputError(problem, file=path, dataset=f"line {number}")
     line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
     if b"\r" in line.rstrip(b"\r\n"):
-        raise InputError("ends in CR alone: convert the ends of lines to LF", file=path)
+        raise InputError("has lines that end in CR alone: convert them to LF", file=path)
     return readable(line)
 
 
@@ -104,7 +104,7 @@ def _entries(path: Path, options: ImportOptions) -> Iterator[EdgeChunk]:
             yield from _edges(rows, table, block, mirror, options)
     if found != announced:
         more = "more" if found > announced else f"only {found}"
-        raise InputError(f"has {more} entries where its header announces {announced}", file=path)
+        raise InputError(f"has {more} entries but its header announces {announced}", file=path)
 
 
 class _Triangle:

@@ -46,7 +46,7 @@ def read_metis(path: Path, options: ImportOptions) -> Source:
         _checked(path, lines, header),
         num_nodes=header.num_nodes,
         num_edges=2 * header.num_edges,
-        notes=["sizes and weights of nodes are left out"] if header.skipped else [],
+        notes=["sizes and weights of nodes are ignored"] if header.skipped else [],
     )
 
 
@@ -106,7 +106,7 @@ def _edges(path: Path, lines: Iterator[TextBlock], header: _Header) -> Iterator[
         block.check_barren(barren)
         yield edges
     if node < header.num_nodes:
-        raise InputError(f"has lines for {node} nodes of {header.num_nodes}", file=path)
+        raise InputError(f"has lines for only {node} of {header.num_nodes} nodes", file=path)
     if found != 2 * header.num_edges:
         raise InputError(
             f"lists {found} neighbours, but its header announces {header.num_edges} edges, which"
@@ -130,7 +130,9 @@ class _Numbers:
         good = is_digit | (raw == 10) | (raw == 32) | (raw == 9) | (raw == 13)
         if not good.all():
             wrong = int(np.argmin(good))
-            raise self.error(int(np.searchsorted(line_ends, wrong)), "must hold natural numbers")
+            raise self.error(
+                int(np.searchsorted(line_ends, wrong)), "must hold non-negative integers"
+            )
         bounds = np.flatnonzero(np.diff(is_digit.view(np.int8), prepend=0, append=0))
         starts, lengths = bounds[::2], bounds[1::2] - bounds[::2]
         self.line = np.searchsorted(line_ends, starts)

@@ -83,8 +83,8 @@ class _Members:
         found = [known for known in (name, *_NAMES.get(name, ())) if known in self.archive]
         if name in LOOK_ALIKE and len(found) > 1:
             raise InputError(
-                f"holds both {' and '.join(found)}, which mean the same: store one, or name the"
-                " other with --leave-out",
+                f"holds both {' and '.join(found)}, which have the same meaning: store only one, "
+                "or name the other with --leave-out",
                 file=self.archive.path,
             )
         for known in found[:1]:
@@ -101,7 +101,7 @@ class _Members:
         for name in names:
             if name not in self.archive:
                 raise InputError(
-                    "no such array in the file, to be left out", file=self.archive.path, value=name
+                    "no such array in the file, for --leave-out", file=self.archive.path, value=name
                 )
             self.archive.names.remove(name)
             self.archive.others.append(name)
@@ -121,8 +121,8 @@ class _Members:
                     and array.dtype.kind in "biuf"
                 ):
                     raise array.error(
-                        f"looks like {what} of the nodes: call it {what}, or say"
-                        f" --leave-out {name}",
+                        f"looks like {what} of the nodes: call it {what}, or use --leave-out "
+                        f"{name}",
                         array.shape,
                     )
 
@@ -292,9 +292,9 @@ def _ends(members: _Members, options: ImportOptions) -> tuple[Column, Column | N
     else:
         if {"data", "shape"} <= set(members.archive.names):
             raise InputError(
-                "holds a matrix without the format that says whether indptr goes over rows or "
-                "columns: store it with scipy.sparse.save_npz, or say --leave-out data where it "
-                "goes over rows and the values are no weights",
+                "holds a matrix without a format, which would say whether indptr is over rows or "
+                "columns: store it with scipy.sparse.save_npz, or use --leave-out data if it is "
+                "over rows and the values are not weights",
                 file=path,
             )
         indptr, indices = members.need("indptr"), members.need("indices")

@@ -28,12 +28,12 @@ LIST = "triplet-type-list.csv.gz"
 _MOST_BYTES = 1 << 22
 _NAME = re.compile(r"[^/\\\0]+")
 _INVERSE = (
-    "edges lead one way, as OGB's loader gives them: --inverse-relations adds the reverse of each"
-    " relation, without which a type of nodes that only sends gets no messages"
+    "edges are directed, as from OGB's loader: --inverse-relations adds the reverse of each "
+    "relation; without it, node types that are never a target receive no messages"
 )
 _REVERSES = (
-    "edges are taken as they are: say --symmetrise where OGB's own loader adds the reverses"
-    " (ogbn-products, ogbn-proteins)"
+    "edges are read as they are: use --symmetrise where OGB's own loader adds the reverses "
+    "(ogbn-products, ogbn-proteins)"
 )
 _TEXTS = ("edge", "edge-feat", "node-feat", "node-label", "num-node-list", "num-edge-list")
 
@@ -55,7 +55,7 @@ def integers(path: Path, limit: int) -> np.ndarray:
     for block in blocks(path):
         parts.append(table.parse(block)["value"])
         if sum(part.nbytes for part in parts) > limit:
-            raise InputError("takes more memory than fits: raise --memory", file=path)
+            raise InputError("takes more memory than is allowed: raise --memory", file=path)
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
@@ -139,7 +139,9 @@ def _lines(path: Path) -> list[list[str]]:
     with open_binary(path) as file:
         text = file.read(_MOST_BYTES)
         if file.read(1):
-            raise InputError(f"has more than {_MOST_BYTES} bytes: is no list of types", file=path)
+            raise InputError(
+                f"has more than {_MOST_BYTES} bytes, so it is not a list of types", file=path
+            )
     lines = text.decode("utf-8", "replace").splitlines()
     return [[word.strip().strip('"') for word in line.split(",")] for line in lines if line.strip()]
 
@@ -188,7 +190,7 @@ def _triples(path: Path) -> list[EdgeType]:
 
 def _check_name(name: str, path: Path) -> None:
     if _NAME.fullmatch(name) is None or name in (".", ".."):
-        raise InputError("is no name of a type", file=path, value=name[:80])
+        raise InputError("is not the name of a type", file=path, value=name[:80])
 
 
 def _left_out_of_types(raw: Path) -> list[str]:

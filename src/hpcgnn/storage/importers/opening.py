@@ -68,7 +68,7 @@ def _require_regular(descriptor: int, path: Path) -> None:
     if stat.S_ISDIR(kind):
         raise InputError("is a folder; a file is needed", file=path)
     if not stat.S_ISREG(kind):
-        raise InputError("is a pipe, device or socket: store what it gives in a file", file=path)
+        raise InputError("is a pipe, device or socket: store its content in a file", file=path)
 
 
 @contextmanager
@@ -121,8 +121,8 @@ def check_inflation(path: Path, packed: int, unpacked: int, dataset: str | None 
     """Refuse contents above a GiB that are more than 500 times the stored size."""
     if unpacked > max(_FREE_BYTES, _MAX_INFLATION * packed):
         raise InputError(
-            f"unpacks to more than {_MAX_INFLATION} times its size: if this is meant, unpack it"
-            " yourself",
+            f"unpacks to more than {_MAX_INFLATION} times its size: if this is intended, unpack it "
+            "yourself",
             file=path,
             dataset=dataset,
             value=f"{unpacked} bytes from {packed}",
@@ -146,7 +146,8 @@ def _check_method(member: zipfile.ZipInfo, path: Path) -> None:
     """Refuse methods that zipfile unpacks without a bound: 900 bytes of bzip2 can give a GiB."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(
-            "is packed in another way than NumPy packs arrays: unpack it, and pack it with deflate",
+            "is compressed with a method that NumPy doesn't use: unpack it, and compress it with "
+            "deflate",
             file=path,
             dataset=member.filename,
             value=f"method {member.compress_type}",

@@ -124,8 +124,8 @@ def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) 
         values = array.load(limit)
         if (values != values.T).any():
             raise array.error(
-                "may be [2, E] or [E, 2]: give the sources and the destinations as two .npy files,"
-                " or as edge_index [2, E] in an .npz",
+                "could be [2, E] or [E, 2]: give the sources and the destinations as two .npy "
+                "files, or as edge_index [2, E] in an .npz",
                 values.tolist(),
             )
     by_row = array.shape[0] != 2

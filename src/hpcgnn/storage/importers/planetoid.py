@@ -66,7 +66,7 @@ class CsrState(_Inert):
     def part(self, name: str, path: Path) -> np.ndarray:
         found = self.state.get(name) if isinstance(self.state, dict) else None
         if not isinstance(found, _Array):
-            raise InputError("is no CSR matrix", file=path, dataset=name)
+            raise InputError("is not a CSR matrix", file=path, dataset=name)
         return _to_array(found, path)
 
     def shape(self, path: Path) -> tuple[int, int]:
@@ -74,7 +74,7 @@ class CsrState(_Inert):
         shape: Any = state.get("_shape", state.get("shape"))
         whole = isinstance(shape, tuple) and len(shape) == 2
         if not whole or not all(type(k) is int and 0 <= k < 1 << 31 for k in shape):
-            raise InputError("is no shape", file=path, dataset="_shape", value=str(shape)[:60])
+            raise InputError("is not a shape", file=path, dataset="_shape", value=str(shape)[:60])
         return shape
 
 
@@ -108,7 +108,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ADMITTED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
 
 
 def load_pickle(path: Path, limit: int) -> Any:
@@ -129,7 +129,7 @@ def load_pickle(path: Path, limit: int) -> Any:
         raise
     except Exception as error:  # a damaged pickle can raise almost anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"is no pickle of arrays: {reason}", file=path) from None
+        raise InputError(f"is not a pickle of arrays: {reason}", file=path) from None
     return _to_array(found, path) if isinstance(found, _Array) else found
 
 
@@ -141,10 +141,10 @@ def _check_operations(data: bytes) -> None:
         if not 0 <= slot < min(_MAX_MEMO, len(data)):
             raise ValueError(f"memo slot {slot}")
         if opcode.name in _REFUSED:
-            raise ValueError(f"operation {opcode.name} is not admitted")
+            raise ValueError(f"operation {opcode.name} is not allowed")
         references += opcode.name.endswith("GET")
     if references > _MAX_REFERENCES:
-        raise ValueError(f"refers {references} times to what it holds already")
+        raise ValueError(f"refers {references} times to objects that it already holds")
 
 
 def _to_array(array: _Array, path: Path) -> np.ndarray:
@@ -157,14 +157,14 @@ def _to_array(array: _Array, path: Path) -> np.ndarray:
             raw = raw.arguments[0]
         data = raw.encode("latin1") if isinstance(raw, str) else raw
         if not isinstance(data, (bytes, bytearray)):
-            raise ValueError("its data are no bytes")
+            raise ValueError("its data are not bytes")
         if dtype.kind not in "biuf" or len(data) != prod(shape) * dtype.itemsize:
             raise ValueError(f"{len(data)} bytes for shape {shape} of {dtype}")
         values = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
         return values.reshape(shape, order="F" if fortran else "C")
     except Exception as error:  # the file may hold any state
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"holds an array that is none of numbers: {reason}", file=path) from None
+        raise InputError(f"holds an array that is not of numbers: {reason}", file=path) from None
 
 
 _VALID = 500
@@ -186,7 +186,8 @@ def read_planetoid(path: Path, options: ImportOptions) -> Source:
     for matrix, labels, number in ((allx, ally, allx.rows), (tx, ty, test.shape[0])):
         if matrix.rows != number or labels.shape[0] != number:
             raise InputError(
-                f"has {matrix.rows} rows where {number} nodes and {labels.shape[0]} labels are",
+                f"has {matrix.rows} rows, but there are {number} nodes and {labels.shape[0]} "
+                "labels",
                 file=matrix.path,
             )
     if tx.width != allx.width:
@@ -268,7 +269,7 @@ class _Csr:
             raise InputError("arrays don't fit its shape", file=path, value=[rows, width])
         counts = np.diff(indptr)
         if indptr[0] != 0 or indptr[-1] != indices.shape[0] or counts.min(initial=0) < 0:
-            raise InputError("row pointers must rise from 0 to the number of entries", file=path)
+            raise InputError("row pointers must ascend from 0 to the number of entries", file=path)
         return _Csr(path, rows, width, indptr.astype(np.int64), indices.astype(np.int64), data)
 
 
@@ -295,7 +296,7 @@ def _one_hot(path: Path, options: ImportOptions) -> np.ndarray:
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.shape[1] == 0:
         raise InputError("must be an array of one row per node, one column per class", file=path)
     if not np.isin(found, (0, 1)).all() or (found.sum(axis=1) > 1).any():
-        raise InputError("must hold a single 1 in a row, or none", file=path)
+        raise InputError("must hold at most a single 1 per row", file=path)
     return np.where(found.any(axis=1), found.argmax(axis=1), -1)
 
 

@@ -37,7 +37,7 @@ def read_pyg(path: Path, options: ImportOptions) -> Source:
         # Processed data sets: the data, the start of each of many graphs, and the class.
         slices = found[1] if len(found) > 1 else None
         if slices and not _of_one(slices):
-            raise InputError("holds a data set of many graphs: store one", file=path)
+            raise InputError("holds a data set of many graphs: store one of them", file=path)
         found = found[0]
     stores = _stores(found)
     if stores is None:
@@ -204,7 +204,7 @@ def _leave_out(
     for full in options.leave_out:
         kind, _, name = full.rpartition(".")
         if name not in nodes.get(kind, {}):
-            raise InputError("no such array in the file, to be left out", file=path, value=full)
+            raise InputError("no such array in the file, for --leave-out", file=path, value=full)
         del nodes[kind][name]
     return list(options.leave_out)
 
@@ -219,8 +219,8 @@ def _refuse_look_alikes(path: Path, nodes: dict[str, dict[str, np.ndarray]]) -> 
             for name, values in arrays.items():
                 if right not in arrays and values.ndim and pattern.search(name):
                     raise InputError(
-                        f"looks like {what} of the nodes: call it {right}, or say --leave-out"
-                        f" {kind}.{name}",
+                        f"looks like {what} of the nodes: call it {right}, or use --leave-out "
+                        f"{kind}.{name}",
                         file=path,
                         dataset=f"{kind}.{name}",
                         value=values.shape,
@@ -250,6 +250,4 @@ def _size(path: Path, name: str, arrays: dict[str, np.ndarray]) -> int:
     for key in _SIZE:
         if key in arrays and arrays[key].ndim:
             return int(arrays[key].shape[0])
-    raise InputError(
-        "says nowhere how many nodes there are: set num_nodes", file=path, dataset=name
-    )
+    raise InputError("doesn't give the number of nodes: set num_nodes", file=path, dataset=name)

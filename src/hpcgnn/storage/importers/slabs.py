@@ -58,8 +58,8 @@ def sorted_slabs(
 
 def _too_many(node: int, count: int, dtype: np.dtype, limit: int) -> InputError:
     return InputError(
-        f"node {node} alone has {count} edges, which take {count * dtype.itemsize} bytes"
-        f" where {limit} fit: raise --memory"
+        f"node {node} alone has {count} edges, which take {count * dtype.itemsize} bytes, and "
+        f"{limit} fit: raise --memory"
     )
 
 

@@ -242,7 +242,7 @@ def as_integers(values: np.ndarray, column: Column) -> np.ndarray:
     bad = (whole != np.rint(whole)) | (np.abs(whole) >= exact)
     if bad.any():
         found = values[bad].flat[0]
-        beyond = f" below {exact:.0f}, as {values.dtype} has no others" if found >= exact else ""
+        beyond = f" below {exact:.0f}, where {values.dtype} is exact" if found >= exact else ""
         raise column.error(f"must hold integers{beyond}", found)
     return whole.astype(np.int64)
 

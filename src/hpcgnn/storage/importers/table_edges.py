@@ -79,7 +79,7 @@ class EdgeColumns:
             raise null(batch, name)
         if not known:
             return integers(batch, name)
-        return class_codes(batch, self.relations, known, "is none of the known relations")
+        return class_codes(batch, self.relations, known, "is not one of the known relations")
 
     def labels_of(self, batch: Batch, known: list[str]) -> np.ndarray | None:
         """Return int64 [n] classes (-1 unknown), int8 [n, T] labels or float64 numbers.
@@ -90,14 +90,14 @@ class EdgeColumns:
         if not self.labels:
             return None
         if self.classes is not None:
-            return class_codes(batch, self.classes, known, "is none of the classes that are known")
+            return class_codes(batch, self.classes, known, "is not one of the known classes")
         found = numbers(batch, self.labels)
         if not known:
             return found
         wrong = np.argwhere((found != 0) & (found != 1) & (found == found))
         if wrong.shape[0]:
             row, column = wrong[0].tolist()
-            text = "several labels are 0, 1 or empty each"
+            text = "each of several labels must be 0, 1 or empty"
             raise batch.error(self.labels[column], row, text, float(found[row, column]))
         return np.where(np.isnan(found), -1, found).astype(np.int8)
 
@@ -127,7 +127,7 @@ def edge_columns(tables: list[TableFile], options: TableOptions, weights: bool) 
     out.split = listed(options.edge_split_column)
     chosen = [n for n in (source, target, out.weight, out.relation, *out.labels, *out.split) if n]
     if len(set(chosen)) != len(chosen):
-        raise InputError("a column is chosen for two things", file=first.path, value=chosen)
+        raise InputError("a column is chosen for two purposes", file=first.path, value=chosen)
     patterns = options.choices("edge_features")
     out.features = expand(patterns, first, set(chosen)) if patterns else []
     both = [name for name in out.features if name in chosen]
@@ -156,7 +156,7 @@ def _ends(table: TableFile, options: TableOptions) -> tuple[str, str]:
         return fitting[0]
     known = ", ".join(table.names[:40])
     if len(table.names) == 1:
-        known += " alone (--delimiter C, if they are parted by another character)"
+        known += " only (--delimiter C, if another character separates them)"
     raise InputError(
         f"has columns {known}: choose source and destination with --columns A,B, or"
         " --source A --target B",

@@ -48,25 +48,25 @@ def require_columns(table: Any, names: list[str]) -> None:
         folder = getattr(table, "folder", None)
         if folder is not None and name not in table.names and name in table.folder_keys:
             raise InputError(
-                "is in the names of folders alone, which are not read: write it into the files",
+                "is only in the names of folders, which are not read: write it into the files",
                 file=folder,
                 value=name,
             )
         if table.names.count(name) != 1:
-            which = "this one twice" if name in table.names else "none of this name"
+            which = "but this one twice" if name in table.names else "but not this one"
             alike = [known for known in table.names if known.lower() == name.lower()] or None
             if alike and name not in table.names:
                 which += f" (did you mean {alike[0]}?)"
             elif name not in table.names and (near := nearest(name, table.names)):
                 which += near
             elif table.names[0].startswith("sep="):
-                which += ": remove its first line, which is a spreadsheet's"
+                which += ": remove its first line, which a spreadsheet program added"
             elif any("\0" in known for known in table.names):
                 which += ": is it UTF-16? iconv -f UTF-16LE -t UTF-8 makes it UTF-8"
             elif all(known.isdecimal() for known in table.names) and not name.isdecimal():
                 which += " (--header: its first line names them)"
             elif len(table.names) == 1:
-                which += ": is its delimiter another one (--delimiter)?"
+                which += ": does it have another delimiter (--delimiter)?"
             shown = ", ".join(table.names[:40]) + (", ..." if len(table.names) > 40 else "")
             raise InputError(f"has columns {shown}, {which}", file=table.path, value=name)
 
@@ -108,7 +108,7 @@ def plan(
             refuse_commas(tables, name)
         if kind == table_files.TIME:
             raise InputError(
-                f"holds times, which are no {what}: leave it out, or store numbers",
+                f"holds times, which can't be {what}: leave it out, or store numbers",
                 file=tables[0].path,
                 dataset=name,
             )
@@ -126,7 +126,7 @@ def refuse_commas(tables: list[TableFile], name: str) -> None:
     for table in tables:
         if name in getattr(table, "with_commas", ()):
             raise InputError(
-                "holds numbers with a comma: say --decimal-comma (0,5 is a half, 1,000 is 1), "
+                "holds numbers with a comma: use --decimal-comma (0,5 is a half, 1,000 is 1), "
                 f"--no-decimal-comma (lists of numbers) or --categorical {name} (names)",
                 file=table.path,
                 dataset=name,
@@ -172,11 +172,14 @@ class FeatureFit:
                 if len(values) > MAX_CATEGORIES:
                     for odd in cells.strangers(sorted(values))[:1]:
                         if (row := pc.index(texts, odd).as_py()) >= 0:
-                            text = "is no number, as most are: --na if it is missing there"
+                            text = (
+                                "is not a number, unlike most values: use --na if it means a "
+                                "missing value"
+                            )
                             raise batch.error(column.name, row, text, odd)
                     raise InputError(
-                        f"holds more than {MAX_CATEGORIES} different texts, which make no features:"
-                        " leave it out",
+                        f"holds more than {MAX_CATEGORIES} different texts, too many for features: "
+                        "leave it out",
                         file=batch.file,
                         dataset=column.name,
                     )
@@ -280,7 +283,7 @@ def _absent(batch: Batch, name: str, array: pa.Array, row: int) -> InputError:
     return batch.error(
         name,
         row,
-        "is none of the values that this column had: --missing zero passes over it",
+        "is not one of the values that this column had: --missing zero ignores it",
         value,
     )
 
@@ -330,7 +333,7 @@ class Names:
                 raise batch.error(
                     self.name,
                     row,
-                    f"is no whole number: {self.numbers} predicts numbers",
+                    f"is not a whole number: {self.numbers} predicts numbers",
                     float(odd[0]),
                 )
             whole = np.where(np.isnan(values), 0, values).astype(np.int64)
@@ -396,23 +399,25 @@ def odd_values(
     for names, values in named:
         if values and all(map(cells.is_date, values)):
             notes.append(
-                f"{names.name} holds dates such as {values[0]}, each of which becomes a class: a "
-                "split by time is made by --split-time"
+                f"{names.name} holds dates such as {values[0]}, each of which becomes a class: use "
+                "--split-time for a split by time"
             )
         elif names.mostly_different(len(values)):
             notes.append(
                 f"{names.name} has {len(values):,} different values in {names.known_rows:,} rows, "
-                "each of which becomes a class: is it an id, or a number to be predicted?"
+                "each of which becomes a class: is it an id, or a number to predict?"
             )
     of_features = [(column.name, column.values) for column in features]
     for name, values in [*((names.name, values) for names, values in named), *of_features]:
         found = [value for value in values if cells.means_missing(value)]
         if found:
-            text = f"{name} has the value {', '.join(found)}: if it is missing there, say --na"
+            text = (
+                f"{name} has the value {', '.join(found)}: if this means a missing value, use --na"
+            )
             notes.append(f"{text} {','.join(found)}")
         if alike := cells.variants(values):
             one, other = (repr(value) for value in alike)
-            notes.append(f"{name} has the values {one} and {other}, which count as two")
+            notes.append(f"{name} has the values {one} and {other}, which count as different")
     for name, values in of_features:
         if name in categorical:
             continue

@@ -132,7 +132,7 @@ class ParquetTable:
                 )
             except (pa.ArrowException, ValueError, OSError) as error:
                 raise InputError(
-                    f"is no Parquet file: {first_line(error)}", file=self.path
+                    f"is not a Parquet file: {first_line(error)}", file=self.path
                 ) from None
             check_inflation(self.path, stored, _ROW_BYTES * table.metadata.num_rows)
             yield table
@@ -286,17 +286,17 @@ class TextTable:
                     break
             barren += len(block.text)
             block.check_barren(barren)
-        raise InputError("holds no table: there is no line in it", file=self.path)
+        raise InputError("holds no table: it is empty", file=self.path)
 
     def _split(self, block: TextBlock, number: int, line: bytes) -> list[str]:
         try:
             text = line.decode()
         except UnicodeDecodeError:
-            raise block.error(number, f"is no UTF-8: {_remedy(line)}", line[:40]) from None
+            raise block.error(number, f"is not UTF-8: {_remedy(line)}", line[:40]) from None
         try:
             return next(csv.reader([text], delimiter=self._delimiter, skipinitialspace=True), [])
         except csv.Error as error:
-            raise block.error(number, f"is no row of a table: {error}", line) from None
+            raise block.error(number, f"is not a row of a table: {error}", line) from None
 
     def _look(self) -> dict[str, str]:
         """Return the kinds of the columns, judged by the first block of rows."""
@@ -450,17 +450,17 @@ class TextTable:
                 continue
             if line.count(b'"') % 2:
                 text = (
-                    "has a quote that is not closed: a value that goes on in the next line ends "
-                    "with a quote, before a delimiter or the end of a line"
+                    "has a quote that is not closed: a quoted value over several lines must end "
+                    "with a quote before a delimiter or the end of a line"
                 )
                 raise block.error(number, text, line)
             if self._delimiter == " ":
                 line = re.sub(rb"[ \t]+", b" ", line).strip()
             fields = self._split(block, number, line)
             if len(fields) != len(self.names):
-                text = f"has {len(fields)} columns, where the first line has {len(self.names)}"
+                text = f"has {len(fields)} columns, but the first line has {len(self.names)}"
                 if line[:1] in (b"#", b"%"):
-                    text += f": --comment {line[:1].decode()!r} passes over lines that begin so"
+                    text += f": --comment {line[:1].decode()!r} skips lines that begin with it"
                 elif fields[-1] == "" and len(fields) == len(self.names) + 1:
                     text += ": remove the delimiter at the end"
                 raise block.error(number, text, line)
@@ -474,8 +474,8 @@ def _remedy(line: bytes) -> str:
     if line[:4] == b"PAR1":
         return "it is a Parquet file, whose name must end in .parquet"
     if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "iconv -f UTF-16 -t UTF-8 makes it so"
-    return "iconv -f CP1252 -t UTF-8, or from whatever it is, makes it so"
+        return "convert it with iconv -f UTF-16 -t UTF-8"
+    return "convert it with iconv -f CP1252 -t UTF-8, or from its own encoding"
 
 
 def _whole_line(text: bytes, offset: int, line: bytes) -> bytes:

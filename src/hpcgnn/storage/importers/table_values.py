@@ -51,13 +51,17 @@ def strange(tables: list[TableFile], name: str, odd: list[str], count: int) -> s
     Raises:
         InputError: nearly all values are numbers, so that categories can't be meant.
     """
-    remedy = "mend it" if "," in odd[0] else f"--na {shlex.quote(odd[0])} if it is missing there"
+    remedy = (
+        "correct it"
+        if "," in odd[0]
+        else f"use --na {shlex.quote(odd[0])} if it means a missing value"
+    )
     few = count >= _MANY and len(odd) * _MANY <= count
     for batch in batches(tables, {name: TEXT}):
         array = batch.columns.get(name)
         row = -1 if array is None else pc.index(array.cast(pa.string()), odd[0]).as_py()
         if row >= 0 and few:
-            text = f"is no number, as nearly all are: {remedy}, or --categorical {name}"
+            text = f"is not a number, unlike nearly all values: {remedy}, or --categorical {name}"
             raise batch.error(name, row, f"{text} makes each value a feature", odd[0])
         if row >= 0:
             of = f"{odd[0]} ({batch.file.name}, {batch.place(row)})"
@@ -82,7 +86,7 @@ def integers(batch: Batch, name: str) -> np.ndarray:
     if values.dtype.kind == "f":
         odd = np.flatnonzero((values != np.rint(values)) | (np.abs(values) >= 1 << 53))
         if odd.size:
-            text = "is no whole number that a float holds exactly: --string-ids takes it as text"
+            text = "is not a whole number that a float holds exactly: --string-ids reads it as text"
             raise batch.error(name, int(odd[0]), text, float(values[odd[0]]))
     elif values.dtype.kind == "u" and values.max(initial=0) >= 1 << 63:
         row = int(np.argmax(values >= 1 << 63))
@@ -134,7 +138,7 @@ def mask_codes(batch: Batch, columns: list[str]) -> np.ndarray:
     wrong = ((masks != 0) & (masks != 1)).any(axis=1) | (masks.sum(axis=1) > 1)
     if wrong.any():
         row = int(np.argmax(wrong))
-        text = "masks are 0 and 1, or false and true, and one of them"
+        text = "masks are 0 and 1, or false and true, and exactly one of them is set"
         raise batch.error(columns[0], row, text, [one[row] for one in texts])
     return (masks @ np.arange(1, 4)).astype(np.int8)
 

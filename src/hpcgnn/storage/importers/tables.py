@@ -165,7 +165,8 @@ class _Reading:
             if len(fitting) != 1:
                 known = ", ".join(first.names[:40])
                 raise InputError(
-                    f"has columns {known}: say which names the nodes with --id", file=first.path
+                    f"has columns {known}: choose the one with the nodes' ids with --id",
+                    file=first.path,
                 )
             self.id = fitting[0]
         others = {n for n in (self.id, self.split_time) if n}
@@ -188,7 +189,7 @@ class _Reading:
         for name in ("id", "label", "features", "split_column", "split_time"):
             if getattr(self.options, name):
                 option = name.replace("_", "-")
-                raise InputError(f"--{option} is about tables of nodes: name them with --nodes")
+                raise InputError(f"--{option} is for tables of nodes: name these with --nodes")
 
     def _ids_are_text(self) -> bool:
         if self.options.like is not None:
@@ -309,7 +310,7 @@ class _Reading:
                 "has no value in any row: leave it out", file=tables[0].path, dataset=empty[0]
             )
         if empty:
-            text = f"no value in any row of {', '.join(empty)}: no feature"
+            text = f"no value in any row of {', '.join(empty)}: not used as a feature"
             self.nodes.notes.append(NoteOn(tables[0].path, text))
         return fitted, *(n.finish() if n is not None else [] for n in names)
 
@@ -358,7 +359,7 @@ class _Reading:
             found = integers(batch, name)
             if found.min(initial=0) < 0:
                 row = int(np.argmin(found))
-                text = "ids are numbers from 0: --string-ids takes them as text"
+                text = "ids are numbers from 0: --string-ids reads them as text"
                 raise batch.error(name, row, text, int(found[row]))
             return found
         check_length(batch, name)
@@ -387,7 +388,7 @@ class _Reading:
             )
         elif self.options.split_ratio is not None or self.split_time is not None:
             if not self.label_names:
-                raise InputError("a split by ratio or time is one of labelled nodes: say --label")
+                raise InputError("a split by ratio or time needs labelled nodes: add --label")
             nodes.split = NodeSplit(file, column=Column(file, "split", self._made_split()))
         return nodes
 
@@ -411,7 +412,7 @@ class _Reading:
         if self.labels is not None:
             wanted = {self.labels.name: self.labels.read_kind()}
             found = self._batches(self.node_tables, wanted, id=str(self.id))
-            refusal = "is none of the classes that are known"
+            refusal = "is not one of the known classes"
             for batch in found:
                 yield class_codes(batch, self.labels, self.encoding.classes, refusal)
             return
@@ -445,7 +446,7 @@ class _Reading:
             needed = (next(labels) >= 0) & ~known
             if needed.any():
                 row = int(np.argmax(needed))
-                raise batch.error(name, row, "is missing, and the node has a label")
+                raise batch.error(name, row, "is missing, but the node has a label")
             if kind == TIME:
                 yield table_files.to_numpy(array.cast(pa.int64()).fill_null(0))
                 continue

@@ -51,7 +51,9 @@ class TextBlock:
         `nbytes` counts them up to this block, which is included.
         """
         if nbytes > _BARREN:
-            raise self.error(self.first, f"{nbytes >> 20} MiB hold no data: this is no such file")
+            raise self.error(
+                self.first, f"{nbytes >> 20} MiB hold no data: this is not a data file"
+            )
 
 
 def readable(raw: bytes) -> str:
@@ -88,7 +90,8 @@ def blocks_of(
             held_bytes += len(data)
             if held_bytes > longest:
                 raise InputError(
-                    f"is longer than {longest} bytes: this is no such file, or raise --memory",
+                    f"is longer than {longest} bytes: this is not a data file, or --memory is too "
+                    "small",
                     file=path,
                     dataset=f"line {first}",
                 )
@@ -271,7 +274,9 @@ class Table:
             for place in ids:
                 if PADDED.match(found[place]):
                     columns = " --target ".join(str(k + 1) for k in (ids[0], ids[-1]))
-                    text = f"begins with 0: --string-ids --source {columns} keeps 007 apart from 7"
+                    text = (
+                        f"begins with 0: --string-ids --source {columns} keeps 007 different from 7"
+                    )
                     raise block.error(number, text, found[place])
 
     def _converted(self, text: bytes) -> np.ndarray:
@@ -311,7 +316,7 @@ class Table:
         for number, line in data_lines(block, self.comments):
             found = fields_of(line, self.delimiter)
             if len(found) != self.width:
-                wanted = f", where the first line has {self.width}" if self.columns else ""
+                wanted = f", but the first line has {self.width}" if self.columns else ""
                 wanted = wanted or f", not {self.width}"
                 raise block.error(number, f"has {len(found)} columns{wanted}", line)
             for place, (_, kind) in zip(places, self.fields, strict=True):

@@ -172,7 +172,7 @@ def _of_torch_sparse(stored: dict[str, Any]) -> _Stored:
 
 
 def _checked(stored: _Stored | None, path: Path, name: str) -> Matrix:
-    wrong = InputError("is no sound sparse matrix: store edge_index", file=path, dataset=name)
+    wrong = InputError("is not a valid sparse matrix: store edge_index", file=path, dataset=name)
     if stored is None or stored.first is None or len(stored.shape) != 2:
         raise wrong
     rows, columns = dense(stored.first), dense(stored.second)

@@ -71,7 +71,7 @@ def join(
     for one in edges:
         for end in (one.name[0], one.name[2]):
             if end not in nodes:
-                raise InputError("there is no type of nodes of this name", file=file, value=end)
+                raise InputError("there is no node type of this name", file=file, value=end)
     joined = Nodes(labels_as=labels_as, notes=notes)
     joined.types = Column(file, "types of the nodes", _types(counts))
     joined.names = _TypedNames(dict(zip(nodes, counts, strict=True)))
@@ -82,7 +82,7 @@ def join(
         having = [name for name, kind in nodes.items() if getattr(kind, what) is not None]
         if len(having) > 1:
             raise InputError(
-                f"{what} of several types of nodes, where one is trained on: leave out the others",
+                f"{what} for several node types, but only one is trained on: leave the others out",
                 file=file,
                 value=having,
             )
@@ -187,7 +187,7 @@ def _join_arrays(file: Path, nodes: dict[str, TypedNodes], joined: Nodes) -> Non
         joined.arrays[name] = Column(file, name, chunks)
     some = sorted({name for kind in nodes.values() for name in kind.arrays} - everywhere)
     if some:
-        joined.notes.append(f"ignored, as some types of nodes have none: {', '.join(some)}")
+        joined.notes.append(f"ignored, since some node types have none: {', '.join(some)}")
 
 
 def _place(kind: str, place: Callable[[int], str], k: int) -> str:
@@ -231,7 +231,7 @@ def read_type_folders(path: Path, options: ImportOptions) -> Source:
     nodes = {folder.name: _nodes(folder, options) for folder in _folders(path / "nodes")}
     edges = [_edges(folder, options) for folder in _folders(path / "edges")]
     if not nodes:
-        raise InputError("has no type of nodes", file=path / "nodes")
+        raise InputError("has no node type", file=path / "nodes")
     return join(path, nodes, edges)
 
 
@@ -247,10 +247,10 @@ def _files(folder: Path) -> dict[str, Path]:
         for file in sorted(folder.iterdir()):
             ending = next((end for end in _ENDINGS[::-1] if file.name.endswith(end)), None)
             if ending is None:
-                raise InputError("is none of .npy, .csv and .csv.gz", file=file)
+                raise InputError("is not .npy, .csv or .csv.gz", file=file)
             name = file.name.removesuffix(ending)
             if name in found:
-                raise InputError(f"{name} is there twice", file=file)
+                raise InputError(f"{name} exists twice", file=file)
             found[name] = file
     return found
 
@@ -283,7 +283,7 @@ def _count(folder: Path, files: dict[str, Path], options: ImportOptions) -> int:
             if file.suffix == ".npy":
                 return int((*ArraySource(file).shape, 0)[0])
             return sum(len(rows) for rows in matrix_rows(file))
-    raise InputError("says nowhere how many nodes there are: add num_nodes.csv", file=folder)
+    raise InputError("doesn't give the number of nodes: add num_nodes.csv", file=folder)
 
 
 def _edges(folder: Path, options: ImportOptions) -> TypedEdges:
@@ -302,7 +302,9 @@ def _edges(folder: Path, options: ImportOptions) -> TypedEdges:
     else:
         ends = Column(file, "edges", _pairs(file))
     if "labels" in files and files["labels"].suffix != ".npy":
-        raise InputError("must be .npy, which says whether they are classes", file=files["labels"])
+        raise InputError(
+            "must be .npy, whose type shows whether they are classes", file=files["labels"]
+        )
     columns = {
         name: _column(files[name], options, flat=name in ("weight", "split"))
         for name in _OF_EDGES[1:]
@@ -338,5 +340,5 @@ def _whole(file: Path, options: ImportOptions) -> np.ndarray:
         parts.append(as_integers(rows.reshape(-1), Column(file, "values", iter(()))))
         held += parts[-1].nbytes
         if held > options.limit:
-            raise InputError("takes more memory than fits: raise --memory", file=file)
+            raise InputError("takes more memory than is allowed: raise --memory", file=file)
     return np.concatenate(parts) if parts else np.empty(0, np.int64)

@@ -48,7 +48,9 @@ def read_xml(path: Path, options: ImportOptions) -> Source:
 
 
 def _too_large(path: Path) -> InputError:
-    return InputError("takes more memory than fits: raise --memory, or store tables", file=path)
+    return InputError(
+        "takes more memory than is allowed: raise --memory, or store tables", file=path
+    )
 
 
 class _Bounded:

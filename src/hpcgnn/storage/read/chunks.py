@@ -60,9 +60,9 @@ class StoredChunks:
     def _examine(self) -> None:
         chunks, shape = self._dataset.chunks, self._dataset.shape
         if self._filters not in _OURS:
-            raise self._error("is stored through filters that this package doesn't use")
+            raise self._error("is stored with filters that this package doesn't use")
         if chunks[1:] != tuple(max(1, length) for length in shape[1:]):
-            raise self._error("has chunks of parts of rows")
+            raise self._error("has chunks that hold parts of rows")
         starts, stored = [], 0
         for start, mask, _, size in _stored(self._dataset):
             row = start[0]
@@ -77,9 +77,9 @@ class StoredChunks:
             stored += size
         wanted = range(0, shape[0] if prod(shape) else 0, self._rows)
         if sorted(starts) != list(wanted):
-            raise self._error(f"is incomplete: {len(starts)} of {len(wanted)} chunks are there")
+            raise self._error(f"is incomplete: it has {len(starts)} of {len(wanted)} chunks")
         if stored > self._file_bytes:
-            raise self._error(f"says to take {stored} B of a file of {self._file_bytes}")
+            raise self._error(f"claims to take {stored} B of a file of {self._file_bytes}")
 
     def _is_packed(self, mask: int) -> bool:
         """Return whether the chunk was compressed, by its filter mask and the dataset's filters."""
@@ -104,7 +104,7 @@ class StoredChunks:
         return size if stream.eof or size > self._bytes else -1
 
     def _error(self, message: str) -> Exception:
-        return self._place.error(f"{message}; the file is damaged, make it again")
+        return self._place.error(f"{message}; the file is damaged: create it again")
 
 
 def _filters(dataset: h5py.Dataset) -> tuple[int, ...]:

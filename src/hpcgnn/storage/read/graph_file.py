@@ -161,7 +161,7 @@ class GraphFile(FormatFile):
         """Raise InputError unless `total`, the sum over all nodes, is the fingerprint."""
         if to_hex(total) != self.fingerprint:
             raise self._reader.place("fingerprint").error(
-                f"the data don't match the fingerprint {self.fingerprint}: make it again",
+                f"the data don't match the fingerprint {self.fingerprint}: create the file again",
                 to_hex(total),
             )
 

@@ -87,7 +87,7 @@ def _of_other_ranks(num_parts: int, comm: Communicator, path: str | Path) -> Inp
     if num_parts > 1:
         start += f" (`{launcher(num_parts)}...`)"
     if isinstance(comm.mpi, WithoutMPI):
-        start += ", for which MPI is missing: pip install mpich"
+        start += ", but MPI is not installed: pip install mpich"
     elif "SLURM_JOB_ID" in os.environ and num_parts > 1:
         start += f", in a job that was submitted with `--ntasks={num_parts}`"
     return InputError(

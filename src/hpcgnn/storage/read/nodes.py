@@ -52,7 +52,7 @@ class StoredNames:
                 for end, length in zip(ends, lengths.tolist(), strict=True)
             ]
         except UnicodeDecodeError:
-            raise self.data.place().error("holds a name that is no UTF-8") from None
+            raise self.data.place().error("holds a name that is not UTF-8") from None
 
     def padded(self, low: int, high: int) -> np.ndarray:
         """Return names `low .. high - 1` as bytes, all of the width of the longest of them.
@@ -311,7 +311,7 @@ def read_pointers(column: StoredColumn, low: int, high: int, total: int) -> np.n
     """Return row pointers `low .. high`, checked to run from 0 to `total` without falling."""
     values = column.read(low, high + 1)
     if values.size == 0:
-        raise column.place().error("asked for another range than it has", (low, high))
+        raise column.place().error("does not have the range asked for", (low, high))
     checks.monotone(values, column.place(low))
     checks.in_range(values, 0, total + 1, column.place(low))
     if low == 0 and values[0] != 0:

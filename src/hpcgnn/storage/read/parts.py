@@ -123,7 +123,7 @@ def check_edges(
     for name in ("recv_ptr", "send_ptr"):
         pointer = getattr(lists, name)
         if pointer[index] != pointer[index + 1]:
-            raise place.below(name).error(f"part {index} must exchange nothing with itself")
+            raise place.below(name).error(f"part {index} must not exchange anything with itself")
     for peer in range(lists.edge_ptr.shape[0] - 1):
         _check_block(lists, peer, num_local if peer == index else None, place)
     starts = np.cumsum(lists.counts, dtype=np.int64)
@@ -173,7 +173,7 @@ def check_sends(part: Part, place: Place) -> None:
             sent = lists.send_rows[lists.send_ptr[peer] : lists.send_ptr[peer + 1]]
             if not np.array_equal(sent, other.rows[other.row_ptr[peer] : other.row_ptr[peer + 1]]):
                 raise place.below(f"{side}/send_rows").error(
-                    f"what is sent to part {peer} are not the rows with an edge to it"
+                    f"the rows sent to part {peer} are not those with an edge to it"
                 )
 
 
@@ -206,7 +206,8 @@ class Claims:
             here, there = self.form.get(name), first.get(name)
             if here != there:
                 raise place.below(name).error(
-                    f"{_shown(here)}, but {_shown(there)} in part 0: the parts are not of one graph"
+                    f"{_shown(here)}, but {_shown(there)} in part 0: the parts belong to different "
+                    "graphs"
                 )
 
 
@@ -257,14 +258,16 @@ def _check_sums(place: Place, sums: list[tuple[int, int]], fingerprint: str) -> 
     total = sum(part for _, part in sums)
     if to_hex(total) != fingerprint:
         raise place.error(
-            f"don't match the fingerprint {fingerprint} of the file: make it again", to_hex(total)
+            f"don't match the fingerprint {fingerprint} of the file: create it again", to_hex(total)
         )
     if sum(ids for ids, _ in sums) & MASK:
-        raise place.error("have a node in common, and lack another: make the file again")
+        raise place.error("have a node in common and lack another: create the file again")
 
 
 def _disagree(place: Place, others: str) -> InputError:
-    return place.error(f"disagrees with {others} about the edges between them: make the file again")
+    return place.error(
+        f"disagrees with {others} about the edges between them: create the file again"
+    )
 
 
 def _shown(form: tuple[str, tuple[int, ...]] | None) -> str:

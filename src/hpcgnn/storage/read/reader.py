@@ -34,13 +34,15 @@ _CACHE_BYTES = 2 * CHUNK_BYTES
 _PIECE_BYTES = 16 << 20
 _MAX_INFLATION = 1100  # gzip reaches at most 1032 to 1
 _INSTEAD = {  # advice by the format wanted and the format given
-    (PARTITION, GRAPH): ": cut the graph into a part for each rank first (hpcgnn partition, "
-    "hpcgnn.partition_graph)",
-    (GRAPH, PARTITION): ": give the graph that the parts were made of",
+    (
+        PARTITION,
+        GRAPH,
+    ): ": divide the graph into one part per rank first (hpcgnn partition, hpcgnn.partition_graph)",
+    (GRAPH, PARTITION): ": use the graph file that the parts were made from",
 }
 _MEANINGS = {
     "filter returned failure": "its data fail their checksum",
-    "metadata checksum": "its description fails its checksum",
+    "metadata checksum": "its metadata fail their checksum",
 }
 
 
@@ -124,7 +126,7 @@ class Reader:
         with self._mapped(group):
             value = _plain(found.attrs[name]) if name in found.attrs else None
         if value is None:
-            raise self.place(group).error(f"attribute {name} is missing or of a wrong type")
+            raise self.place(group).error(f"attribute {name} is missing or has a wrong type")
         return value
 
     def column(
@@ -152,7 +154,7 @@ class Reader:
             present, stored = found.id.get_num_chunks(), found.id.get_storage_size()
         wanted = prod(-(-length // chunk) for length, chunk in zip(actual, chunks, strict=True))
         if present != wanted or stored * _MAX_INFLATION < found.nbytes:
-            raise place.error(f"is incomplete: {present} of {wanted} chunks are there")
+            raise place.error(f"is incomplete: it has {present} of {wanted} chunks")
         return StoredColumn(self, name, found)
 
     def rows(self, name: str, dtypes: tuple[str, ...], number: int | None) -> StoredColumn:
@@ -162,7 +164,7 @@ class Reader:
             ndim = found.ndim if isinstance(found, h5py.Dataset) else 1
         column = self.column(name, dtypes, (number, *(None for _ in range(ndim == 2))))
         if not all(0 < width < MAX_WIDTH for width in column.shape[1:]):
-            raise self.place(name).error("must have rows of a width above 0", column.shape)
+            raise self.place(name).error("must have a width above 0", column.shape)
         return column
 
     def walk(self) -> list[dict[str, Any]]:
@@ -209,7 +211,7 @@ class Reader:
     def _check_format(self, format: str | None) -> None:
         actual = self.attributes.get("format")
         if not isinstance(actual, str) or not actual.startswith("hpcgnn-"):
-            raise self._bad("is HDF5 but no file of hpcgnn: attribute format is missing", actual)
+            raise self._bad("is HDF5 but not an hpcgnn file: attribute format is missing", actual)
         if format is not None and actual != format:
             hint = _INSTEAD.get((str(format), actual), "")
             raise self._bad(f"must be a file of format {format}{hint}", actual)
@@ -218,11 +220,11 @@ class Reader:
             raise self._bad(f"this release reads format versions 1 to {NEWEST_VERSION}", version)
         checksum = self.attributes.get("checksum")
         if format is not None and checksum != attribute_checksum(self.attributes):
-            raise self._bad("is damaged: attributes and their checksum differ", checksum)
+            raise self._bad("is damaged: the attributes don't match their checksum", checksum)
 
     def _attribute(self, name: str) -> int | str:
         if name not in self.attributes:
-            raise self._bad(f"attribute {name} is missing or of a wrong type")
+            raise self._bad(f"attribute {name} is missing or has a wrong type")
         return self.attributes[name]
 
     def _bad(self, message: str, value: object = None) -> InputError:
@@ -237,7 +239,7 @@ class Reader:
             raise
         except Exception as error:  # h5py raises nearly every built-in type on damaged files
             raise self.place(dataset).error(
-                f"can't be read: {_reason(error)}; the file is damaged, make it again"
+                f"can't be read: {_reason(error)}; the file is damaged: create it again"
             ) from error
 
 
@@ -295,7 +297,9 @@ class StoredColumn:
         """Return rows `low .. high - 1` as a new array."""
         high = len(self) if high is None else high
         if not 0 <= low <= high <= len(self):
-            raise self.place().error(f"has {len(self)} rows; asked for another range", (low, high))
+            raise self.place().error(
+                f"has {len(self)} rows, but the range asked for is outside", (low, high)
+            )
         out = np.empty((high - low, *self.shape[1:]), self.dtype)
         if out.size:
             # In pieces, since signals are handled between them.
@@ -347,14 +351,14 @@ def _open(path: Path) -> h5py.File:
     except FileNotFoundError:
         raise InputError("no such file", file=path) from None
     except PermissionError:
-        raise InputError("no permission to read", file=path) from None
+        raise InputError("no permission to read it", file=path) from None
     except Exception as error:
         reason = _reason(error)
         if "signature" in reason:
             raise InputError("is not an HDF5 file, or its start is damaged", file=path) from error
         if "truncated" in reason:
             size = path.stat().st_size
-            raise InputError("is truncated: make it again", file=path, value=size) from error
+            raise InputError("is truncated: create it again", file=path, value=size) from error
         raise InputError(f"can't be opened: {reason}", file=path) from error
 
 
@@ -370,7 +374,7 @@ def _plain(value: object) -> int | str | None:
 def _text(name: str | bytes) -> str:
     """Return a name in the file, checking that it is UTF-8."""
     if isinstance(name, bytes):
-        raise ValueError(f"the name {name!r} is no UTF-8")
+        raise ValueError(f"the name {name!r} is not UTF-8")
     name.encode()
     return name
 

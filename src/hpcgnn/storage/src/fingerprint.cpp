@@ -1,4 +1,4 @@
-// splitmix64 (Steele, Lea, Flood 2014) over arrays: what fingerprints add up.
+// splitmix64 (Steele, Lea, Flood 2014) over arrays: the terms of fingerprints.
 #include <cstdint>
 #include <cstring>
 

@@ -236,7 +236,7 @@ class GraphWriter:
         first = self._columns[f"{NAMES}/data"].num_rows
         if int(lengths.sum()) != len(data):
             raise self._place(f"{NAMES}/data").error(
-                "the lengths add up to another number of bytes"
+                "the lengths don't add up to the number of bytes"
             )
         self._write(f"{NAMES}/indptr", first + np.cumsum(lengths))
         self._write(f"{NAMES}/data", np.asarray(data, np.uint8))
@@ -267,7 +267,7 @@ class GraphWriter:
         if array.dtype.kind not in "iu" or array.ndim not in ndim:
             raise self._place(name).error("must be integers of the right shape", array.dtype.name)
         if array.dtype == np.uint64 and array.size and int(array.max()) >= 1 << 63:
-            raise self._place(name).error("must fit into 64 bits with sign", int(array.max()))
+            raise self._place(name).error("must fit in signed 64-bit integers", int(array.max()))
         self._check_length(name, array, length)
         return array if narrow and array.dtype == np.int32 else array.astype(np.int64, copy=False)
 

@@ -158,7 +158,7 @@ def _start(
     for side in found[0]["sends"]:
         sends = np.stack([summary["sends"][side] for summary in found])
         if not np.array_equal(sends, np.stack([s["receives"][side] for s in found]).T):
-            raise place.error(f"what parts send and receive differs (edges {side})")
+            raise place.error(f"what parts send is not what they receive (edges {side})")
         arrays[f"exchange/{side}"] = sends
     attributes = {name: int(header[name]) for name in (*COUNT_NAMES, "symmetric")}
     name = exceeded(attributes)

@@ -103,7 +103,7 @@ def _check_forms(arrays: dict[str, np.ndarray], forms: dict[str, Any], path: str
             raise InputError("was not written by this run", file=path, dataset=name)
         if found != forms[name]:
             raise InputError(
-                "has another type or shape than it was written with",
+                "has a different type or shape than it was written with",
                 file=path,
                 dataset=name,
                 value=found,
@@ -126,11 +126,11 @@ def _check_like(
     array: np.ndarray, parameter: np.ndarray | None, path: str | Path, name: str
 ) -> None:
     if parameter is None:
-        raise InputError("is of a parameter that isn't there", file=path, dataset=name)
+        raise InputError("belongs to a parameter that does not exist", file=path, dataset=name)
     if (array.dtype, array.shape) != (parameter.dtype, parameter.shape):
         shown = f"{parameter.dtype.name} {parameter.shape}"
         raise InputError(
-            f"must be as its parameter, {shown}",
+            f"must match its parameter, {shown}",
             file=path,
             dataset=name,
             value=f"{array.dtype.name} {array.shape}",

@@ -158,7 +158,7 @@ def read(path: str | Path) -> Checkpoint:
         config = from_mapping(reader.json("config"), path)
         _check_progress(older | progress, epoch, _bounds(config, task), path)
         if epoch > config.training.epochs:
-            text = f"is after epoch {epoch}, though it was trained with --epochs"
+            text = f"is after epoch {epoch}, but it was trained with --epochs"
             raise InputError(text, file=path, value=config.training.epochs)
         datasets = reader.walk()
         _check_size(config, {found["name"]: tuple(found["shape"]) for found in datasets}, path)
@@ -173,7 +173,7 @@ def read(path: str | Path) -> Checkpoint:
             if not name.startswith(GROUP):
                 arrays[name] = column.read()
         if to_hex(content) != reader.text("fingerprint"):
-            raise InputError("the content doesn't match its checksum: damaged", file=path)
+            raise InputError("is damaged: the content doesn't match its checksum", file=path)
         state = _plain(arrays.pop(_PLAIN, None), path)
         checkpoint = Checkpoint(
             epoch=epoch,
@@ -188,13 +188,13 @@ def read(path: str | Path) -> Checkpoint:
             state=state,
         )
     if complete and not {_ROWS, _FORMS} <= state.keys():
-        raise InputError("must say the form of each array", file=path, dataset=_PLAIN)
+        raise InputError("must give the form of each array", file=path, dataset=_PLAIN)
     if complete:
         check_stored_task(task, arrays, path, of_program=config.model.own)
     written = state.pop(_ROWS, rows)
     if written != rows:
         raise InputError(
-            "has other rows of nodes than it was written with",
+            "has different rows of nodes than it was written with",
             file=path,
             dataset=", ".join(sorted(written.keys() ^ rows.keys())) or next(iter(rows)),
         )
@@ -236,7 +236,7 @@ def _check_size(config: Config, shapes: dict[str, tuple[int, ...]], path: str | 
     for name in shapes:
         loose = name.startswith(GROUP) and name.count("/") != 2  # not in a part
         if loose or (not name.startswith(_GROUPS) and name != _PLAIN):
-            raise InputError("is no dataset of a checkpoint", file=path, dataset=name)
+            raise InputError("is not a dataset of a checkpoint", file=path, dataset=name)
     if config.model.own:  # not built from the checkpoint's settings
         return
     held = sum(name.startswith("model/") for name in shapes)

@@ -45,7 +45,7 @@ def newest_of_run(
     path, checkpoint = found
     if checkpoint.graph_fingerprint != graph.graph_fingerprint:
         raise InputError(
-            f"is of another graph ({checkpoint.graph_fingerprint}, not "
+            f"belongs to another graph ({checkpoint.graph_fingerprint}, not "
             f"{graph.graph_fingerprint}); choose another --run-dir",
             file=path,
         )
@@ -67,8 +67,8 @@ def _check_ranks(starts: Path, num_parts: int, path: Path) -> None:
         }
     if ranks and num_parts not in ranks:
         raise InputError(
-            f"was written by {counted(num_parts, 'rank')}, and no start of this run had so many "
-            f"({starts.name}): bring back the run's own, or choose another --run-dir",
+            f"was written by {counted(num_parts, 'rank')}, and this run was never started on that "
+            f"many ({starts.name}): restore the run's own checkpoint, or choose another --run-dir",
             file=path,
             dataset="num_parts",
             value=num_parts,
@@ -90,8 +90,8 @@ def check_resumed(former: Config, now: Config, path: Path, epoch: int) -> str:
         changed += [name for name in _changed(former, now, TOLD) if name in IN_LOSS]
     if changed:
         raise InputError(
-            f"was trained with {_options(former, changed)}, not {_options(now, changed)}: say the "
-            "former, or choose another --run-dir",
+            f"was trained with {_options(former, changed)}, not {_options(now, changed)}: use the "
+            "former values, or choose another --run-dir",
             file=path,
         )
     return _told(former, now, epoch)
@@ -151,7 +151,7 @@ def _told(former: Config, now: Config, epoch: int) -> str:
         changed.append("epochs")
     if not changed:
         return ""
-    text = f"goes on with {_options(now, changed)} in place of {_options(former, changed)}"
+    text = f"continues with {_options(now, changed)} instead of {_options(former, changed)}"
     following = learning_rate(now, epoch + 1)
     if following != learning_rate(former, epoch + 1):
         text += f": the learning rate was {learning_rate(former, epoch):.4g} in epoch {epoch}, "

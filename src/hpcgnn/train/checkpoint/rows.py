@@ -46,10 +46,12 @@ def stored_forms(datasets: Sequence[Mapping[str, Any]], path: str | Path) -> For
     for part, forms in parts.items():
         group = f"{GROUP}{part}"
         if forms.pop(IDS, None) != ["int64"] or len(lengths[part]) != 1 or not forms:
-            raise InputError("must hold int64 ids and as many rows", file=path, dataset=group)
+            raise InputError(
+                "must hold int64 ids and the same number of rows", file=path, dataset=group
+            )
         first = forms if first is None else first
         if forms != first:
-            raise InputError("other arrays than in the parts before", file=path, dataset=group)
+            raise InputError("holds other arrays than the previous parts", file=path, dataset=group)
     return first or {}
 
 
@@ -63,7 +65,7 @@ def check_parts(datasets: Sequence[Mapping[str, Any]], num_parts: int, path: str
     parts = sorted({name.split("/")[1] for name in names})
     if parts and parts != [f"{part:05d}" for part in range(num_parts)]:
         raise InputError(
-            f"must hold the rows of parts 0 .. {num_parts - 1}, as num_parts says",
+            f"must hold the rows of parts 0 .. {num_parts - 1}, according to num_parts",
             file=path,
             dataset=GROUP.rstrip("/"),
             value=len(parts),
@@ -84,10 +86,10 @@ def check_forms(rows: Forms, path: str | Path, *, built_in: bool) -> None:
         parameter = _parameter(name)
         own = rows.get(f"model.{parameter}")
         if parameter is None or own is None:
-            raise InputError("is of a parameter that isn't there", file=path, dataset=name)
+            raise InputError("belongs to a parameter that does not exist", file=path, dataset=name)
         if form != own:
             raise InputError(
-                f"must be as its parameter, {own}", file=path, dataset=name, value=form
+                f"must match its parameter, {own}", file=path, dataset=name, value=form
             )
         if built_in and form[0] != "float32":
             raise InputError("must be of type float32", file=path, dataset=name, value=form[0])
@@ -108,12 +110,14 @@ def check_rows(
         parameter = _parameter(name)
         if parameter is None or parameter not in model:
             raise InputError(
-                "is of another model: only the checkpoint has such rows", file=path, dataset=name
+                "belongs to another model: only the checkpoint has such rows",
+                file=path,
+                dataset=name,
             )
         dtype, shape = model[parameter]
         if form != [dtype, *shape]:
             raise InputError(
-                f"is of another model, whose rows are {[dtype, *shape]}",
+                f"belongs to another model, whose rows are {[dtype, *shape]}",
                 file=path,
                 dataset=name,
                 value=form,
@@ -121,7 +125,7 @@ def check_rows(
     for parameter in model:
         if f"model.{parameter}" not in rows:
             raise InputError(
-                f"is of another model: only the model has parameter {parameter}", file=path
+                f"belongs to another model: only the model has parameter {parameter}", file=path
             )
 
 
@@ -167,7 +171,9 @@ def read_sharded(
             seen[target] = True
             names = [name for name in reader.names(group) if name != IDS]
             if found and names != list(found):
-                raise InputError("other arrays than in the parts before", file=path, dataset=group)
+                raise InputError(
+                    "holds other arrays than the previous parts", file=path, dataset=group
+                )
             for name in names:
                 width = found[name].shape[1] if name in found else None
                 dtypes = (found[name].dtype.name,) if name in found else _TYPES
@@ -202,7 +208,7 @@ def _check_ids(ids: np.ndarray, num_nodes: int | None, path: str | Path, group: 
     outside = ids[(ids < 0) | (ids > most)]
     if len(outside):
         raise InputError(
-            "has a learned embedding for a node that isn't there",
+            "has a learned embedding for a node that does not exist",
             file=path,
             dataset=group,
             value=int(outside[0]),

@@ -194,7 +194,7 @@ def restore_optimizer(
             states[name][key] = value.to(parameters[name].device)
     for name, values in plain.items():
         if name not in states or not isinstance(values, dict):
-            raise InputError("is of another model: its optimizer knows parameter", value=name)
+            raise InputError("belongs to another model: its optimizer has parameter", value=name)
         device = parameters[name].device
         for key, value in values.items():
             found = decode(value)
@@ -229,7 +229,7 @@ def _expected(optimizer: Optimizer, parameters: dict[str, torch.nn.Parameter]) -
 def _steps(array: np.ndarray, most: float, what: str, path: Path) -> Tensor:
     value = _fitting(array, torch.zeros(()), what, path)
     if not (1 <= value <= most and value == value.round()):
-        raise InputError(f"{what} is no number of steps", file=path, value=float(value))
+        raise InputError(f"{what} is not a number of steps", file=path, value=float(value))
     return value
 
 
@@ -237,7 +237,7 @@ def _moment(array: np.ndarray, parameter: torch.nn.Parameter, what: str, path: P
     """Return a moment of Adam or SGD, in the form of its parameter."""
     value = _fitting(array, parameter, what, path)
     if what.endswith("_sq") and bool((value < 0).any()):
-        raise InputError(f"{what} has squares below 0", file=path)
+        raise InputError(f"{what} has negative squares", file=path)
     return value.to(parameter)
 
 
@@ -252,7 +252,7 @@ def _named(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 def _check_names(own: Collection[str], given: Collection[str], whose: str, path: Path) -> None:
     for name in sorted(set(own) ^ set(given)):
         holder = "the checkpoint" if name in given else whose
-        raise InputError(f"is of another model: only {holder} has parameter {name}", file=path)
+        raise InputError(f"belongs to another model: only {holder} has parameter {name}", file=path)
 
 
 def _fitting(array: np.ndarray, target: Tensor, what: str, path: Path) -> Tensor:
@@ -266,7 +266,8 @@ def _check_fits(array: np.ndarray, target: Tensor, what: str, path: Path) -> Non
     shape = tuple(target.shape) or (1,)  # single numbers are stored as arrays
     if tuple(array.shape) != shape:
         raise InputError(
-            f"is of another model: {what} has shape {tuple(array.shape)}, the model needs {shape}",
+            f"belongs to another model: {what} has shape {tuple(array.shape)}, the model needs "
+            f"{shape}",
             file=path,
         )
     kind = _kind(target)

@@ -108,7 +108,7 @@ def best_or_last(place: Path) -> Path:
     if not place.is_dir():
         if place.name == BEST and not place.exists() and place.with_name(LAST).is_file():
             raise InputError(
-                f"no such file, since no validation gave a score: name {LAST}, which is beside it",
+                f"no such file, since there was no validation score: use {LAST} in the same folder",
                 file=place,
             )
         return place
@@ -117,7 +117,7 @@ def best_or_last(place: Path) -> Path:
         if found.is_file():
             return found
     raise InputError(
-        f"is no run directory with checkpoints/{BEST} or checkpoints/{LAST}: name a checkpoint",
+        f"is not a run directory with checkpoints/{BEST} or checkpoints/{LAST}: give a checkpoint",
         file=place,
     )
 
@@ -232,7 +232,7 @@ class CheckpointStore:
             try:
                 checkpoint = files.read(path)
                 if checkpoint.epoch != epochs[path]:
-                    raise InputError("is of another epoch", file=path, value=checkpoint.epoch)
+                    raise InputError("belongs to another epoch", file=path, value=checkpoint.epoch)
             except InputError as error:
                 refused.append(error)
                 continue
@@ -242,7 +242,7 @@ class CheckpointStore:
         if refused:
             more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
             raise InputError(
-                f"no checkpoint of this run can be read: {refused[0]}{more}; bring one back, or "
+                f"no checkpoint of this run can be read: {refused[0]}{more}; restore one, or "
                 "choose another --run-dir"
             )
         return None

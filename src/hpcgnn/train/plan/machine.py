@@ -140,8 +140,8 @@ def read_machine(name: str) -> Machine:
     if path.suffix != ".toml":
         if name not in known():
             raise InputError(
-                f"--machine is one of {', '.join(known())}, or a file that `hpcgnn bench machine` "
-                "has written",
+                f"--machine must be one of {', '.join(known())}, or a file written by `hpcgnn "
+                "bench machine`",
                 value=name,
             )
         path = folder() / f"{name}.toml"
@@ -149,7 +149,7 @@ def read_machine(name: str) -> Machine:
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"is no TOML: {error}", file=path) from None
+        raise InputError(f"is not TOML: {error}", file=path) from None
     try:
         return _machine(content)
     except InputError as error:
@@ -226,9 +226,9 @@ class _Table:
     def curve(self, x: str, y: str) -> Curve:
         found = [self._numbers(name) for name in (x, y)]
         if len(found[0]) != len(found[1]) or not found[0]:
-            raise InputError(f"{self.path}{y} must have a number for each of {x}")
+            raise InputError(f"{self.path}{y} must have one number per entry of {x}")
         if any(a >= b for a, b in zip(found[0], found[0][1:], strict=False)):
-            raise InputError(f"{self.path}{x} must ascend")
+            raise InputError(f"{self.path}{x} must be ascending")
         return Curve(*map(tuple, found))
 
     def _numbers(self, name: str) -> list[float]:

@@ -78,7 +78,7 @@ def _peak(file: ModelFile, config: Config, graph: PartitionedGraph) -> _Peak:
         output = call.training_output()
         if len(output) != graph.num_local_nodes:
             raise InputError(
-                "must return a row per node", file=file.path, value=tuple(output.shape)
+                "must return one row per node", file=file.path, value=tuple(output.shape)
             )
         output.square().mean().backward()
     held = most = 0

@@ -47,8 +47,8 @@ def explained(
             raise
         wanted = requested(str(error))
         raise OutOfMemoryError(
-            f"rank {graph.ring.comm.rank} could not get {human(wanted)} of host memory; start more "
-            "ranks on more machines, or see `hpcgnn plan`"
+            f"rank {graph.ring.comm.rank} could not allocate {human(wanted)} of host memory; start "
+            "more ranks on more machines, or see `hpcgnn plan`"
         ) from None
 
 
@@ -60,7 +60,7 @@ def _on_gpu(
     held = torch.cuda.memory_allocated(device)
     if config.model.own:  # its memory is unknown
         return (
-            f"GPU memory is used up: rank {graph.comm.rank} asked for {human(wanted)} with "
+            f"out of GPU memory: rank {graph.comm.rank} asked for {human(wanted)} with "
             f"{human(held)} in use of {human(total)}; start more ranks, or lower --halo-buffer"
         )
     needed = ranks_that_fit(graph, config, limit=int(_USABLE * total), lacked=held + wanted)
@@ -73,10 +73,10 @@ def refusal(
     """Return the line for the user."""
     advice = "no number of ranks would be enough"
     if needed is not None:
-        advice = f"{needed} ranks on as many GPUs would fit by the estimate of `hpcgnn plan`"
+        advice = f"{needed} ranks with one GPU each would fit according to `hpcgnn plan`"
     return (
-        f"GPU memory is used up: rank {rank} asked for {human(wanted)} with {human(held)} in use "
-        f"of {human(total)}; {advice}; {remedy}"
+        f"out of GPU memory: rank {rank} asked for {human(wanted)} with {human(held)} in use of "
+        f"{human(total)}; {advice}; {remedy}"
     )
 
 

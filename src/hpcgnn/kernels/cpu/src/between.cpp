@@ -3,8 +3,8 @@
 
 #include "schedule.h"
 
-// Of each of `count` rows k (picked[i], or first + i where that is null): rows[i] becomes its local
-// row, begin[i] and end[i] its edges whose column is in low .. high - 1, by binary search: columns
+// For each of `count` rows k (picked[i], or first + i if that is null) rows[i] receives its local
+// row, begin[i] and end[i] its edges with columns in low .. high - 1, by binary search: columns
 // ascend in each row.
 HPCGNN_EXPORT(between)(const Edges* edges, int64_t low, int64_t high, const int32_t* picked,
                        int64_t count, int32_t* rows, int64_t* begin, int64_t* end) {
@@ -21,13 +21,13 @@ HPCGNN_EXPORT(between)(const Edges* edges, int64_t low, int64_t high, const int3
     }
 }
 
-// Which rows have edges in each range of `most` columns: of range r, rows[pointer[r]] and on, counted
-// from the block's first and ascending. With null for `rows`, only pointer (ranges + 1 numbers).
+// Rows with edges in each range of `most` columns: for range r from rows[pointer[r]] on, counted
+// from the block's first and ascending. If `rows` is null, only pointer (ranges + 1 numbers).
 HPCGNN_EXPORT(range_rows)(const Edges* edges, int64_t most, int64_t* pointer, int32_t* rows) {
     const int64_t ranges = (edges->num_columns + most - 1) / most;
     const auto for_each_pair = [&](const auto& body) {
         for (int64_t k = edges->first; k < edges->last; k++) {
-            int64_t stop = 0;  // the first column beyond the range of the edge before
+            int64_t stop = 0;  // the first column beyond the previous edge's range
             for (int64_t e = edges->begin[k]; e < edges->end[k]; e++) {
                 const int64_t column = edges->columns[e] - edges->column_offset;
                 if (column < stop) continue;

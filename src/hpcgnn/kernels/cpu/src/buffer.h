@@ -1,6 +1,6 @@
-// Memory that grows with what is put in it, and sums that stay exact over very many edges.
+// Memory that grows with its content, and sums that stay exact over very many edges.
 //
-// Nothing of the C++ library: its templates, compiled once per instruction set, would be merged.
+// It uses no C++ library, whose templates, compiled once per instruction set, would be merged.
 #pragma once
 
 #include <stdlib.h>
@@ -42,7 +42,7 @@ class Buffer {
     void reserve(int64_t size) {
         if (size <= capacity_) return;
 #ifdef __SANITIZE_ADDRESS__
-        capacity_ = size;  // so that a number beyond the last is seen
+        capacity_ = size;  // so that access beyond the last number is detected
 #else
         capacity_ = size < 2 * capacity_ ? 2 * capacity_ : size;
 #endif
@@ -54,24 +54,24 @@ class Buffer {
     int64_t size_ = 0, capacity_ = 0;
 };
 
-// A running sum of T loses more with every number added, and stands still where it is 1 / epsilon
-// times as large. So what this many edges add up to goes into doubles.
+// A running sum of T loses more with every number added, and stops growing where it is 1 / epsilon
+// times as large. So sums over this many edges are accumulated in doubles.
 constexpr int64_t LONGEST = 128;
 
-// Rows of columns low .. high - 1 that many edges are added to: first to `part`, in T, and after
-// LONGEST edges from there to doubles.
+// Columns low .. high - 1 of rows to which many edges are added: to `part` in T first, and after
+// every LONGEST edges from there to doubles.
 template <typename T>
 class LongSum {
   public:
     LongSum(int64_t rows, int64_t low, int64_t high) : rows_(rows), low_(low), high_(high) {}
 
-    // Where to add.
+    // Return where to add.
     HPCGNN_INLINE Matrix part() {
         if (part_.size() == 0) part_.add_zeros(rows_ * high_), total_.add_zeros(rows_ * high_);
         return Matrix{part_.data(), high_};
     }
 
-    // Tells of edges that were added to `part`.
+    // Count edges that were added to `part`.
     HPCGNN_INLINE void count(int64_t edges) {
         if ((edges_ += edges) >= LONGEST) settle();
     }

@@ -5,8 +5,8 @@
 namespace HPCGNN_ISA {
 namespace {
 
-// What passed a rectifier and dropout, a bit per number. LANES numbers side by side have the same
-// bit of LANES bytes side by side, and 8 * LANES columns share these bytes.
+// Numbers that passed a rectifier and dropout, one bit each. LANES adjacent numbers use the same
+// bit of LANES adjacent bytes, and 8 * LANES columns share these bytes.
 const int64_t LANES = 16;
 
 template <typename T>
@@ -54,7 +54,7 @@ void rectify(const T* from, T* to, int64_t width) {
         to[column] = !(from[column] <= 0) ? from[column] : T(0);
 }
 
-// A loop of its own, with nothing else in it: else compilers don't make vectors of it.
+// A separate loop with nothing else in it: otherwise compilers don't vectorise it.
 template <typename T>
 void scale_kept(const T* from, T* to, int64_t width, uint64_t state, uint32_t threshold, T scale) {
     const uint32_t low = static_cast<uint32_t>(state), high = static_cast<uint32_t>(state >> 32);

@@ -1,7 +1,7 @@
-// What both directions of attention share: scores of a row's edges, their dropout, groups of heads.
+// Code shared by both directions of attention: scores of a row's edges, dropout, groups of heads.
 //
-// Up to GROUP heads are worked on at a time, padded to a power of two P. Scores of up to CHUNK edges
-// lie side by side, P lanes for each edge.
+// Up to GROUP heads are processed together, padded to a power of two P. Scores of up to CHUNK edges
+// are adjacent, with P lanes for each edge.
 #pragma once
 
 #include "../../random.h"
@@ -11,7 +11,7 @@ namespace HPCGNN_ISA {
 
 constexpr int GROUP = 8;
 constexpr int CHUNK = 64;
-constexpr int SCORES_AHEAD = 32;  // edges between fetching what their scores need and using it
+constexpr int SCORES_AHEAD = 32;  // edges between prefetching and using inputs of scores
 
 // Heads first .. first + count - 1.
 struct Heads {
@@ -35,13 +35,13 @@ HPCGNN_INLINE void store_heads(const Matrix& matrix, int64_t row, Heads heads, V
     for (int64_t h = 0; h < heads.count; h++) to[h] = lanes[h];
 }
 
-// A thread's own matrix, `offset` numbers from the first thread's; none where there is none.
+// A thread's own matrix, `offset` numbers after the first thread's; null if that is null.
 template <typename T>
 HPCGNN_INLINE Matrix part_of(const Matrix& first, int64_t offset) {
     return first.data ? Matrix{row_of<T>(first, 0) + offset, first.stride} : first;
 }
 
-// The same P lanes again and again.
+// The same P lanes, repeated.
 template <typename T, int P, int V>
 HPCGNN_INLINE Vec<T, V> repeat(Vec<T, P> value) {
     T lanes[V];
@@ -52,7 +52,7 @@ HPCGNN_INLINE Vec<T, V> repeat(Vec<T, P> value) {
 template <typename T, int P>
 constexpr int FLAT = P > LANES<T> ? P : LANES<T>;
 
-// The vectors that edge features are multiplied with, transposed: one row of P lanes per feature.
+// The vectors that edge features are multiplied by, transposed: one row of P lanes per feature.
 template <typename T, int P>
 class EdgeTerm {
   public:

@@ -12,11 +12,11 @@ struct Backward {
     int64_t grad_edge_vector_step;  // likewise
     double slope;
     const Dropout* dropout;
-    bool loops;  // each row has an edge to itself besides, which comes first
-    bool adds;   // to what grad_z holds; else it is overwritten
+    bool loops;  // each row also has an edge to itself, which comes first
+    bool adds;   // to the content of grad_z; otherwise it is overwritten
 };
 
-// What one pass over a chunk of a row's edges needs; rows of g and z are stored as S.
+// The inputs of one pass over a chunk of a row's edges; rows of g and z are stored as S.
 template <typename T, typename S>
 struct BackwardChunk {
     int64_t lanes;           // P

@@ -6,7 +6,7 @@ namespace {
 
 struct Forward {
     Matrix z, s, t, edge_vector;
-    Matrix start;  // rows of out before any edge; null: what out holds
+    Matrix start;  // rows of out before any edge; null: the content of out
     RunningSoftmax softmax;
     int64_t num_heads, channels;
     double slope;
@@ -20,7 +20,7 @@ struct Fetched {
     using Loop = Add<T, S, Tile, true>;
 };
 
-// This row of `start`: null where it counts no longer, since it is copied, or has never counted.
+// This row of `start`; null if it is already copied to out, or not used at all.
 template <typename T, typename S>
 const S* start_of(const Forward& f, Heads heads, int64_t row, int64_t edges) {
     if (!f.start.data) return nullptr;

@@ -1,7 +1,7 @@
 // GATv2 attention: l = <att, leaky_relu(zl[j] + zr[i] (+ edge features times a matrix))>.
 //
-// The score needs all channels, so every chunk of edges is passed over twice: for the scores, then for
-// what is made of them; the second pass finds the gathered rows in the cache.
+// The score needs all channels, so every chunk of edges takes two passes: for the scores and
+// for their use; the second pass finds the gathered rows in the cache.
 #pragma once
 
 #include "gat.h"

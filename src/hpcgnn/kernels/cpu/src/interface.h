@@ -1,10 +1,10 @@
-// What Python and the kernels hand each other. library.py mirrors these structs.
+// Structs passed from Python to the kernels. library.py mirrors them.
 #pragma once
 
 #include <stdint.h>
 
-// The build compiles every kernel once per instruction set, into a namespace and with exported names
-// of its own, so that the linker can't mix them.
+// The build compiles every kernel once per instruction set, with a namespace and exported names
+// of its own, so that the linker can't mix them up.
 #ifndef HPCGNN_ISA
 #define HPCGNN_ISA baseline
 #define HPCGNN_VECTOR_BYTES 16
@@ -33,10 +33,10 @@ struct Edges {
     int64_t threads;
 };
 
-// What a call's numbers are. SHORT: rows that are gathered are bfloat16, everything else float.
+// The number type of a call. SHORT: gathered rows are bfloat16, everything else is float.
 enum Kind { FLOAT = 0, DOUBLE = 1, SHORT = 2 };
 
-// Rows of `stride` elements, of the type the call's `kind` says (or of the type named).
+// Rows of `stride` elements, of the type given by the call's `kind` (or of the type named).
 struct Matrix {
     void* data;
     int64_t stride;
@@ -46,7 +46,7 @@ struct Stream {
     uint64_t seed, epoch, layer;
 };
 
-// Attention dropout. Rows and columns are this block's; ids decide, so a block of the reversed graph
+// Attention dropout. Rows and columns are this block's; ids determine the mask, so a reversed block
 // has the roles of source and destination exchanged (`reversed`).
 struct Dropout {
     double p;
@@ -54,5 +54,5 @@ struct Dropout {
     const int64_t* row_ids;
     const int64_t* column_ids;
     int64_t reversed;
-    int64_t first_head;  // number of the first head at hand among all of the layer
+    int64_t first_head;  // index of the first current head among all heads of the layer
 };

@@ -1,4 +1,4 @@
-// Which instruction sets this processor and operating system have. Compiled for the baseline.
+// The instruction sets of this processor and operating system. Compiled for the baseline.
 extern "C" __attribute__((visibility("default"))) int hpcgnn_supports(int level) {
 #if defined(__x86_64__)
     __builtin_cpu_init();

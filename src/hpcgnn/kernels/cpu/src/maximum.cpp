@@ -1,4 +1,4 @@
-// Running maximum (or minimum) over edges, how many edges attain it, and its gradient.
+// Running maximum (or minimum) over edges, the number of edges that attain it, and its gradient.
 #include "schedule.h"
 
 namespace HPCGNN_ISA {
@@ -6,7 +6,7 @@ namespace {
 
 constexpr int MAX_TILE = MAX_VECTORS / 2;
 
-// One row among whose values some are no numbers: NaN is better than any number, as in torch.
+// One row with some NaN values: NaN counts as better than any number, as in torch.
 template <typename T, bool MINIMUM, typename Shape>
 __attribute__((noinline)) void best_with_nan(const Edges& edges, int64_t k, const T* source,
                                              int64_t stride, Shape tile, T* best_row,
@@ -69,7 +69,7 @@ void best_of_rows(const Edges& edges, Matrix x, Matrix best, Matrix ties, Shape 
                 top[u] = better ? value : top[u];
             }
         }
-        // A value that is no number makes the sum none: cheaper than to ask each of them.
+        // One NaN makes the sum NaN: cheaper than checking each value.
         for (int u = 1; u < U; u++) sum[0] += sum[u];
         const T whole = HPCGNN_ISA::sum<T, N>(sum[0]);
         if (whole != whole) {

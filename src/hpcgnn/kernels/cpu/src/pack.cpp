@@ -5,7 +5,7 @@ namespace HPCGNN_ISA {
 namespace {
 
 constexpr int64_t ROWS_AHEAD = 8;
-constexpr int64_t MOST_FETCHED = 4096;  // bytes of a row, which the processor goes on with by itself
+constexpr int64_t MOST_FETCHED = 4096;  // bytes of a row; the hardware prefetches the rest
 
 void fetch(const char* from, int64_t bytes) {
     const int64_t stop = bytes < MOST_FETCHED ? bytes : MOST_FETCHED;

@@ -1,17 +1,17 @@
 // Dense products of tall matrices in float: rows times weights, and sums of rows' outer products.
 //
-// A tile of the result stays in registers while a loop runs over what is summed up. Its rows don't
-// depend on how many there are or on threads, to the bit.
+// A tile of the result stays in registers during the loop over the summed dimension. Its rows don't
+// depend on the number of rows or of threads, to the bit.
 #include "product.h"
 
 namespace HPCGNN_ISA {
 namespace {
 
-constexpr int64_t DEEP = 192;  // products that a tile sums up at a time
-constexpr int64_t LONG = 192;  // rows whose outer products it does
+constexpr int64_t DEEP = 192;  // products that a tile sums at a time
+constexpr int64_t LONG = 192;  // rows whose outer products it sums at a time
 
 // c[r] = base + acc[r] for the first `rows` of R rows of `width` numbers, at most U * N. The base is
-// what c[r] holds (`adds`), else `start`, or 0 where that is null.
+// c[r] itself (`adds`), otherwise `start`, or 0 if that is null.
 template <int R, int U>
 HPCGNN_INLINE void write_tile(const Lanes (&acc)[R][U], float* c, int64_t stride, int64_t rows,
                               int64_t width, bool adds, const float* start) {
@@ -34,9 +34,9 @@ HPCGNN_INLINE void add_products(const float* a, int64_t row_step, int64_t deep_s
 struct Strip {
     const float* panel;  // deep x PANEL
     int64_t deep, width;
-    bool adds;           // to what the result holds
-    const float* start;  // else of each row of it; null: zeros
-    bool fetches;        // rows ahead: nobody else has had them yet
+    bool adds;           // to the content of the result
+    const float* start;  // otherwise the base of each row of it; null: zeros
+    bool fetches;        // rows ahead: no other tile has loaded them yet
 };
 
 template <int U>
@@ -109,7 +109,7 @@ void product(Matrix x, bool is_short, const float* packed, Matrix out, int64_t f
     }
 }
 
-// Columns first .. last - 1 of `rows` rows, WIDTH at a time side by side for one row after the other,
+// Columns first .. last - 1 of `rows` rows, packed by WIDTH adjacent columns, row after row, with
 // zeros beyond the last.
 template <int WIDTH, typename S>
 void pack_columns(Matrix x, int64_t rows, int64_t first, int64_t last, float* to) {
@@ -161,14 +161,14 @@ void outer_products(Matrix a, bool a_is_short, Matrix b, bool b_is_short, Matrix
 }  // namespace
 }  // namespace HPCGNN_ISA
 
-// How many columns lie side by side in packed weights, and how many rows of them follow each other.
+// The number of adjacent columns in packed weights, and the number of consecutive rows of them.
 HPCGNN_EXPORT(packing)(int64_t* panel, int64_t* deep) {
     *panel = HPCGNN_ISA::PANEL;
     *deep = HPCGNN_ISA::DEEP;
 }
 
-// out[row] = base + x[row] W for rows 0 .. rows - 1; W is deep x width, packed. The base is what out
-// holds (`adds`), else `start`, or 0 where that is null. x may be bfloat16.
+// out[row] = base + x[row] W for rows 0 .. rows - 1; W is deep x width, packed. The base is out's
+// content (`adds`), otherwise `start`, or 0 if that is null. x may be bfloat16.
 HPCGNN_EXPORT(product)(Matrix x, int64_t x_is_short, const float* packed, Matrix out, int64_t rows,
                        int64_t deep, int64_t width, int64_t adds, const float* start,
                        int64_t threads) {

@@ -1,4 +1,4 @@
-// What dense products share: tiles of a result that stay in registers, and how they are written.
+// Code shared by dense products: tiles of a result that stay in registers, and how they are stored.
 #pragma once
 
 #include "schedule.h"

@@ -1,4 +1,4 @@
-// Which thread does which rows, and which row of x comes next.
+// Distribution of rows over threads, and prefetching of rows of x.
 #pragma once
 
 #include "buffer.h"
@@ -6,7 +6,7 @@
 namespace HPCGNN_ISA {
 
 // Calls body(piece, first, last) once per thread for consecutive ranges of rows with about as many
-// edges each. The ranges depend on the number of threads asked for, not on those given.
+// edges each. The ranges depend on the requested number of threads, not on the actual number.
 template <typename Body>
 inline void for_each_piece(const Edges& edges, const Body& body) {
     const int64_t ROW_COST = 4;
@@ -86,8 +86,8 @@ HPCGNN_INLINE void for_each_part(int64_t begin, int64_t end, const Body& body) {
         body(from, end - from < LONGEST ? end : from + LONGEST);
 }
 
-// sum = what add(ahead, from, to, part) brings over a row of more than LONGEST edges. Apart, and
-// given a copy of `ahead` and an array of its own, so that ordinary rows keep theirs in registers.
+// sum = total of add(ahead, from, to, part) over a row of more than LONGEST edges. Separate, with
+// its own copy of `ahead` and its own array, so that ordinary rows keep theirs in registers.
 template <typename T, int N, int U, typename Add>
 __attribute__((noinline)) Lookahead sum_of_parts(int64_t begin, int64_t end, Vec<T, N> (&sum)[U],
                                                  Lookahead ahead, const Add& add) {
@@ -101,7 +101,7 @@ __attribute__((noinline)) Lookahead sum_of_parts(int64_t begin, int64_t end, Vec
     return ahead;
 }
 
-// How many edges ahead to fetch rows of so many bytes.
+// The number of edges ahead to prefetch rows of this many bytes.
 constexpr int64_t edges_ahead(int64_t row_bytes) {
     const int64_t count = 16384 / (row_bytes + 1);
     return count < 4 ? 4 : count > 64 ? 64 : count;

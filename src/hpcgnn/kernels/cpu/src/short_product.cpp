@@ -1,7 +1,7 @@
-// Dense products of tall matrices whose operands are rounded to bfloat16, summed up in float.
+// Dense products of tall matrices with operands rounded to bfloat16, summed in float.
 //
-// Numbers are multiplied in pairs: neighbours of a row, or of two rows that follow each other. As in
-// product.cpp, a row of a result doesn't depend on how many there are or on threads, to the bit.
+// Numbers are multiplied in pairs: neighbours in a row, or in two consecutive rows. As in
+// product.cpp, a row of a result doesn't depend on the number of rows or threads, to the bit.
 #include "product.h"
 
 #if defined(__x86_64__) && HPCGNN_VECTOR_BYTES == 64 && \
@@ -15,9 +15,9 @@ namespace HPCGNN_ISA {
 namespace {
 
 constexpr int TALL = HPCGNN_VECTOR_BYTES == 64 ? 6 : ROWS;  // rows of a tile
-constexpr int64_t DEEP_PAIRS = 256;                         // that a tile sums up at a time
+constexpr int64_t DEEP_PAIRS = 256;                         // that a tile sums at a time
 constexpr int64_t LONG_PAIRS = 192;                         // of rows
-constexpr int64_t COPIED_AHEAD = 8;                         // rows between fetching and rounding
+constexpr int64_t COPIED_AHEAD = 8;                         // rows between prefetching and rounding
 
 typedef uint32_t Pair;  // the first of two in the lower half
 using PairLanes = Vec<Pair, N>;
@@ -34,7 +34,7 @@ struct Flag {
     static constexpr bool VALUE = VALUE_;
 };
 
-// Rounded to the nearest, or of two as near to the even one; in the upper half. NaN stays NaN.
+// Rounded to the nearest, ties to even; in the upper half. NaN stays NaN.
 template <int M>
 HPCGNN_INLINE Vec<uint32_t, M> rounded(Vec<float, M> value) {
     Vec<uint32_t, M> bits;
@@ -189,11 +189,11 @@ struct Given {
     Matrix out;
     const Pair* packed;
     int64_t deep, width;
-    bool adds;           // to what out holds, in float
-    const float* start;  // else of each row of it; null: zeros
+    bool adds;           // to the content of out, in float
+    const float* start;  // otherwise the base of each row of it; null: zeros
 };
 
-// A band of rows as pairs: x itself where it holds them, else a rounded copy.
+// A band of rows as pairs: x itself if it holds pairs, otherwise a rounded copy.
 const Pair* pairs_of(const Given& given, int64_t row, int64_t rows, int64_t last, Pair* copy) {
     const int64_t deep = given.deep, pairs = (deep + 1) / 2;
     if (!copy) return reinterpret_cast<const Pair*>(row_of<Short>(given.x, row));
@@ -242,7 +242,7 @@ void product(const Given& given, int64_t first, int64_t last) {
     }
 }
 
-// Pairs of rows of columns first .. last - 1, WIDTH of them side by side, zeros beyond the last.
+// Pairs of rows of columns first .. last - 1, by WIDTH adjacent columns, zeros beyond the last.
 template <bool NATIVE, int WIDTH>
 void pack_pairs(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t first, int64_t last,
                 Pair* line, Pair* to) {
@@ -299,7 +299,7 @@ void outer_pairs(const Outer& given, int64_t low, int64_t high) {
     }
 }
 
-// Calls body(flag): whether the processor multiplies pairs.
+// Calls body(flag), where flag says whether the processor multiplies pairs.
 template <typename Body>
 void with_native(const Body& body) {
 #ifdef HPCGNN_PAIRS
@@ -311,15 +311,15 @@ void with_native(const Body& body) {
 }  // namespace
 }  // namespace HPCGNN_ISA
 
-// How many columns lie side by side in packed weights, and how many pairs of rows of them follow
-// each other.
+// The number of adjacent columns in packed weights, and the number of consecutive pairs of rows
+// of them.
 HPCGNN_EXPORT(short_packing)(int64_t* panel, int64_t* pairs) {
     *panel = HPCGNN_ISA::PANEL;
     *pairs = HPCGNN_ISA::DEEP_PAIRS;
 }
 
-// As `product`, of operands in bfloat16: x is rounded unless `x_is_short`, and out where
-// `out_is_short`. `adds` to floats alone.
+// Like `product`, with operands in bfloat16: x is rounded unless `x_is_short`, and out if
+// `out_is_short`. `adds` is only for floats.
 HPCGNN_EXPORT(short_product)(Matrix x, int64_t x_is_short, const uint32_t* packed, Matrix out,
                              int64_t out_is_short, int64_t rows, int64_t deep, int64_t width,
                              int64_t adds, const float* start, int64_t threads) {
@@ -336,7 +336,7 @@ HPCGNN_EXPORT(short_product)(Matrix x, int64_t x_is_short, const uint32_t* packe
     });
 }
 
-// As `outer_products`, of operands in bfloat16.
+// Like `outer_products`, with operands in bfloat16.
 HPCGNN_EXPORT(short_outer_products)(Matrix a, int64_t a_is_short, Matrix b, int64_t b_is_short,
                                     Matrix out, int64_t count, int64_t height, int64_t width,
                                     int64_t threads) {

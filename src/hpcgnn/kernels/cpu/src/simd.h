@@ -42,7 +42,7 @@ using Bits = typename IntegerOf<T>::bits;
 template <typename T>
 constexpr int LANES = HPCGNN_VECTOR_BYTES / sizeof(T);
 
-// Accumulators that fit the register file beside operands.
+// The number of accumulators that fit into registers besides the operands.
 constexpr int MAX_VECTORS = HPCGNN_VECTOR_BYTES == 64 ? 16 : 8;
 
 template <typename T, int N>
@@ -57,7 +57,7 @@ HPCGNN_INLINE void store(T* to, Vec<T, N> value) {
     memcpy(to, &value, sizeof value);
 }
 
-// A bfloat16 as rows hold it: the upper half of a float.
+// A bfloat16 as stored in rows: the upper half of a float.
 typedef uint16_t Short;
 
 // N numbers stored as S: T itself, or Short for float.
@@ -192,7 +192,7 @@ HPCGNN_INLINE Vec<T, N> exponential(Vec<T, N> x) {
     Vec<Bits<T>, N> exponent, bits;
     memcpy(&exponent, &shifted, sizeof exponent);
     memcpy(&bits, &y, sizeof bits);
-    bits += exponent << BITS;  // the rounding constant's own bits are shifted out
+    bits += exponent << BITS;  // the rounding constant's bits are shifted out
     memcpy(&y, &bits, sizeof y);
     return x < LOWEST ? Vec<T, N>{} : y;
 }
@@ -202,7 +202,7 @@ HPCGNN_INLINE T* row_of(const Matrix& matrix, int64_t row) {
     return static_cast<T*>(matrix.data) + row * matrix.stride;
 }
 
-// Into the second-level cache: it has more misses under way at a time than the first, and misses are
+// Into the second-level cache: it allows more misses at a time than the first, and misses are
 // what gathering waits for.
 template <int BYTES>
 HPCGNN_INLINE void prefetch(const void* from) {
@@ -210,7 +210,7 @@ HPCGNN_INLINE void prefetch(const void* from) {
     for (int at = 0; at < BYTES; at += 64) __builtin_prefetch(line + at, 0, 2);
 }
 
-// U vectors of N lanes. Where the tile is no multiple of N, the last vector overlaps the one before:
+// U vectors of N lanes. If a tile is not a multiple of N, its last vector overlaps the one before:
 // both compute the same values for the columns they share, so storing both is harmless as long as
 // everything is loaded before anything is stored.
 template <int LANES_, int VECTORS_>

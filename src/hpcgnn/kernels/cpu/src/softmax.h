@@ -1,4 +1,4 @@
-// The running softmax of a row, and the sum weighted by it: what GAT and GATv2 do with their scores.
+// The running softmax of a row and the sum weighted by it, for the scores of GAT and GATv2.
 #pragma once
 
 #include "gat.h"
@@ -21,14 +21,14 @@ HPCGNN_INLINE Vec<T, P> exponentials(T* weight, int count, Vec<T, P> row_max) {
     return sum<T, V, P>(row_sum);
 }
 
-// What scores are counted from: the largest, or 0 where all are -infinity and count nothing.
+// The offset of scores: the largest, or 0 if all are -infinity and have no weight.
 template <typename T, int P>
 HPCGNN_INLINE Vec<T, P> base_of(Vec<T, P> row_max) {
     return row_max == -T(__builtin_inf()) ? Vec<T, P>{} : row_max;
 }
 
-// The running softmax of a row with more than LONGEST edges: parts of the row that have a softmax of
-// their own each, joined in doubles.
+// The running softmax of a row with more than LONGEST edges: parts of the row with their own
+// softmax, combined in doubles.
 template <typename T, int P>
 class JoinedSoftmax {
   public:
@@ -36,7 +36,7 @@ class JoinedSoftmax {
         : heads_(heads), channels_(channels), low_(heads.first * channels),
           high_(low_ + heads.count * channels) {}
 
-    // What the row has from other blocks counts as its first part.
+    // The row's state from other blocks counts as its first part.
     void begin(Vec<T, P> row_max, Vec<T, P> row_sum, const T* out) {
         if (part_.size() == 0) part_.add_zeros(high_), sum_.add_zeros(high_);
         for (int h = 0; h < P; h++) row_max_[h] = -__builtin_inf(), row_sum_[h] = 0;
@@ -45,7 +45,7 @@ class JoinedSoftmax {
         add(row_max, row_sum);
     }
 
-    // Where the next part's sum goes: zeros.
+    // Return the place of the next part's sum, set to zeros.
     HPCGNN_INLINE T* part() { return part_.data(); }
 
     void add(Vec<T, P> part_max, Vec<T, P> part_sum) {
@@ -85,14 +85,14 @@ class JoinedSoftmax {
     Buffer<double> sum_;
 };
 
-// What a row has so far, updated in place.
+// A row's state so far, updated in place.
 struct RunningSoftmax {
     Matrix row_max, row_sum, out;
 };
 
 // Row k's edges, at most MOST at a time: score(from, columns, weight, count, best) writes the scores
-// of `count` edges from `from` on and returns the largest of them and `best`, sum(chunk) adds up.
-// `start` counts in place of the row of `out`, unless it is null or the row is long.
+// of `count` edges from `from` on and returns the maximum of them and `best`, sum(chunk) sums.
+// `start` replaces the row of `out`, unless it is null or the row is long.
 template <typename T, int P, int MOST, typename Score, typename Sum>
 HPCGNN_INLINE void attend_row(const Edges& edges, int64_t k, const RunningSoftmax& softmax,
                               Heads heads, const Matrix& gathered, const EdgeMask& mask,

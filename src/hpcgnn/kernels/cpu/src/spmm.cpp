@@ -5,8 +5,8 @@
 namespace HPCGNN_ISA {
 namespace {
 
-// A product that is rounded before it is added: no compiler fuses the two. (GCC takes a vector behind
-// __builtin_assoc_barrier apart, lane by lane.)
+// A product that is rounded before it is added: no compiler fuses the two. (GCC splits a vector
+// behind __builtin_assoc_barrier into lanes.)
 template <typename T, int N>
 HPCGNN_INLINE Vec<T, N> rounded(Vec<T, N> product) {
     static_assert(N * sizeof(T) <= HPCGNN_VECTOR_BYTES, "one register");
@@ -25,7 +25,7 @@ HPCGNN_INLINE Vec<T, N> rounded(Vec<T, N> product) {
 
 enum Kind { PLAIN, WEIGHTED, SCALED };  // SCALED: with weights or without
 
-// S: of the rows that are gathered.
+// S: type of the gathered rows.
 template <typename T, typename S, Kind KIND, typename Shape>
 void add_rows(const Edges& edges, Matrix x, const T* scale, Matrix out, bool adds, Shape tile,
               int64_t first, int64_t last) {

@@ -1,4 +1,4 @@
-// Loops over the channels of heads, held in registers while they run over a chunk of edges.
+// Loops over the channels of heads, which are kept in registers during a chunk of edges.
 #pragma once
 
 #include "schedule.h"
@@ -18,7 +18,7 @@ struct TileJob {
 };
 
 // A tile of U vectors of N lanes for each of M heads; EXACT: a head has exactly U * N channels. Double
-// precision, and heads wider than a tile, make do with one head at a time: fewer loops to compile.
+// precision and heads wider than a tile take one head at a time, for fewer loops to compile.
 template <int N_, int U_, int M_, bool EXACT_>
 struct HeadTile {
     static constexpr int N = N_, U = U_, M = M_;
@@ -62,8 +62,8 @@ HPCGNN_INLINE void add_sums(T* to, const Vec<T, N> (&values)[M]) {
     }
 }
 
-// Picks jobs that cover all heads of a group. `Loop<T, Tile>::run` is the tile's function,
-// Loop<T, void>::MAX the number of vectors it can hold in registers, Chunk what it works on.
+// Chooses jobs that cover all heads of a group. `Loop<T, Tile>::run` is the tile's function,
+// Loop<T, void>::MAX the number of vectors it can keep in registers, Chunk its input.
 template <typename T, template <typename, typename> class Loop>
 class TileJobs {
   public:
@@ -82,7 +82,7 @@ class TileJobs {
         });
     }
 
-    // Runs every job on a chunk; each walks the same columns ahead.
+    // Runs every job on a chunk; each prefetches the same columns.
     HPCGNN_INLINE void run(const Chunk& chunk, Lookahead& ahead) const {
         const Lookahead start = ahead;
         for (int64_t i = 0; i < jobs_.size(); i++) {
@@ -115,17 +115,17 @@ class TileJobs {
     Buffer<TileJob<Chunk>> jobs_;
 };
 
-// What the weighted sum of a chunk of a row's edges needs.
+// The inputs of the weighted sum of a chunk of a row's edges.
 template <typename T>
 struct SumChunk {
     int64_t lanes;           // P
     int64_t count;           // edges
     const int64_t* columns;  // count
     const T* weight;         // count x P
-    const T* scale;          // P factors for what `to` holds
+    const T* scale;          // P factors for the content of `to`
     Matrix gathered;         // z
     T* to;                   // this row of out
-    const void* start;       // a row of z that counts in place of what `to` holds; null: none
+    const void* start;       // a row of z that replaces the content of `to`; null: none
 };
 
 // to = scale * to + sum over edges of weight * z[column], for one tile; z is stored as S.

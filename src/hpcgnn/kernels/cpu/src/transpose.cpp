@@ -1,7 +1,7 @@
 // Compresses a block by column instead of by row.
 #include "schedule.h"
 
-// `pointer` (int64, num_columns + 1) becomes the begin of each column, `local_rows` and `order`
+// `pointer` (int64, num_columns + 1) receives the begin of each column, `local_rows` and `order`
 // (one per edge) the row and the edge of the block that each new edge comes from. Edges keep their
 // order within a column.
 HPCGNN_EXPORT(transpose)(const Edges* edges, int64_t* pointer, int32_t* local_rows, int64_t* order) {

@@ -1,7 +1,7 @@
-// What all CUDA kernels share: number types, wide loads, rows of a block.
+// Code shared by all CUDA kernels: number types, wide loads, rows of a block.
 //
-// Nothing is included but random.h, so that the sources compile at run time (NVRTC) without a
-// toolkit. Tests run them on a CPU as well, with what HPCGNN_EMULATED leaves out defined there.
+// Only random.h is included, so that the sources compile at run time (NVRTC) without a
+// toolkit. Tests also run them on a CPU, with definitions for what HPCGNN_EMULATED leaves out.
 #pragma once
 
 #include "../../random.h"
@@ -15,12 +15,12 @@ typedef hpcgnn_u64 u64;
 #define ALL 0xffffffffu
 #define THREADS 128
 // Blocks per multiprocessor that a kernel's registers must allow: 8 grants 64 per thread, 6 grants
-// 80, 5 grants 96, 4 grants 128. Told so, the compiler keeps UNROLL wide loads in flight; left to
+// 80, 5 grants 96, 4 grants 128. With this the compiler keeps UNROLL wide loads in flight; by
 // itself it saves registers and waits for each load.
 #define KERNEL(blocks) __global__ void __launch_bounds__(THREADS, blocks)
 #define UNROLL 4
 
-// 16-bit numbers, only ever widened, or rounded from a sum.
+// 16-bit numbers, which are only widened, or rounded from a sum.
 struct f16 {
     unsigned short bits;
 };
@@ -28,7 +28,7 @@ struct bf16 {
     unsigned short bits;
 };
 
-// The type that sums of X are kept in.
+// The type of sums of X.
 template <class X>
 struct SumOf {
     typedef float type;
@@ -91,7 +91,7 @@ DEVICE A leaky(A x, A slope) {
     return x > 0 ? x : slope * x;
 }
 
-// Memory moves in words of up to 16 bytes; whoever launches has checked the alignment.
+// Memory is moved in words of up to 16 bytes; the launching code has checked the alignment.
 template <int BYTES>
 struct WordOf {
     typedef uint4 type;
@@ -109,7 +109,7 @@ struct WordOf<2> {
     typedef unsigned short type;
 };
 
-// V adjacent numbers, as they lie in memory.
+// V adjacent numbers, as in memory.
 template <class X, int V>
 union Pack {
     static constexpr int BYTES = V * static_cast<int>(sizeof(X));
@@ -128,7 +128,7 @@ DEVICE Pack<X, V> load(const X* from) {
     return pack;
 }
 
-// From memory that nothing writes while the kernel runs.
+// Load from memory that is not written while the kernel runs.
 template <class X, int V>
 DEVICE Pack<X, V> gather(const X* from) {
     Pack<X, V> pack;
@@ -179,7 +179,7 @@ DEVICE A add_lanes(A value, int low, int high) {
     return value;
 }
 
-// A sum that stays as good as its terms however many there are: what rounding takes from one step
+// A sum that stays as accurate as its terms for any number of them: the rounding error of one step
 // is added in the next (Kahan 1965).
 template <class A>
 struct Compensated {
@@ -234,8 +234,8 @@ DEVICE Row row_of(const Edges& edges, i64 k) {
     return row;
 }
 
-// The work of one lane where rows are sums over edges: 2^span lanes share row k; 2^lanes of them
-// stand side by side on V columns each and take every (2^(span - lanes))-th edge. blockIdx.y counts
+// The work of one lane for rows that are sums over edges: 2^span lanes share row k; 2^lanes of them
+// are adjacent, on V columns each, and take every (2^(span - lanes))-th edge. blockIdx.y counts
 // tiles of columns. Lanes beyond the last column repeat the first and write nothing.
 struct Place {
     i64 k;

@@ -1,7 +1,7 @@
 // Dropout of node features, optionally after a rectifier, and its gradient.
 #include "common.cuh"
 
-// A block of threads works on THREADS >> lanes_log rows, 2^lanes_log lanes on each.
+// A block of threads processes THREADS >> lanes_log rows, with 2^lanes_log lanes each.
 struct Patch {
     i64 row;
     int column, step;
@@ -14,7 +14,7 @@ DEVICE Patch patch_of(int lanes_log) {
     return Patch{row, lane * V, V << lanes_log};
 }
 
-// Before all else x is divided by what `divisor` has for the row and `channels` columns, and `bias`
+// First x is divided by `divisor`, which has a value per row and `channels` columns, and `bias`
 // is added; either may be null.
 template <class X, int V>
 KERNEL(8)

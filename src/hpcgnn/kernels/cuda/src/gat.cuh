@@ -1,26 +1,26 @@
-// What all attention kernels share: which head and channels a lane has, dropout, running softmax.
+// Code shared by all attention kernels: head and channels of a lane, dropout, running softmax.
 #pragma once
 
 #include "common.cuh"
 
 #define WIDE (2 * WARP)
 
-// A warp works on one row of the block, and on `side` heads at a time (blockIdx.y counts these):
-// `lanes` lanes side by side on V channels of each head, and groups of lanes * side lanes that take
+// A warp processes one row of the block, and `side` heads at a time (blockIdx.y counts these):
+// `lanes` adjacent lanes have V channels each of a head, and groups of lanes * side lanes take
 // the row's edges in turn; all of these are powers of two, given by their logarithms. LANES is
 // `lanes` where the compiler knows it, else 0. A head of more than WARP * V channels (LANES is then
-// WIDE) takes several launches, told apart by `first_channel`; the last one, with `keep`, writes
-// what all of them share.
+// WIDE) takes several launches, distinguished by `first_channel`; the last one, with `keep`, writes
+// their common results.
 //
-// A group takes UNROLL edges at a time. What an edge has one of per head (score, exponential, mask)
-// is computed by one lane of SHARING, which has OWN edges of its own, and handed to the others.
+// A group takes UNROLL edges at a time. Values per edge and head (score, exponential, mask)
+// are computed by one lane of SHARING, which owns OWN edges, and passed to the others.
 template <int LANES>
 struct HeadPlace {
     static constexpr int SHARING = LANES >= UNROLL ? UNROLL : 1, OWN = UNROLL / SHARING;
 
     int head, channel, group, groups, width, given;
     bool inside;  // there is a head and a channel for this lane
-    bool first;   // of the lanes with the same edges of a head that there is, this is the one to write
+    bool first;   // among the lanes with the same edges of an existing head, this one writes
 
     __device__ __forceinline__ HeadPlace(int heads, int channels, int given_lanes_log, int side_log,
                                          int first_channel, int V)
@@ -53,7 +53,7 @@ struct HeadPlace {
         return (threadIdx.x & (lanes() - 1)) == 0;
     }
 
-    // Which of UNROLL edges this lane's i-th own one is.
+    // The index among UNROLL edges of this lane's i-th own edge.
     __device__ __forceinline__ int own(int i) const {
         return (threadIdx.x & (SHARING - 1)) + i * SHARING;
     }
@@ -79,7 +79,7 @@ struct HeadPlace {
         for (int i = 0; i < OWN; i++) sums[i] = values[i];
     }
 
-    // What the lanes have of their own edges, to all of them; all lanes call.
+    // Distributes the lanes' values of their own edges to all of them; all lanes call.
     template <class A>
     __device__ __forceinline__ void hand_round(const A (&own)[OWN], A (&all)[UNROLL]) const {
         const int from = static_cast<int>(threadIdx.x % WARP) & ~(SHARING - 1);
@@ -89,8 +89,8 @@ struct HeadPlace {
     }
 };
 
-// The UNROLL edges of a row that a group of lanes takes together, `base` into the row. Past the end
-// of the row stands its last edge again, which is not `valid`.
+// The UNROLL edges of a row that a group of lanes takes together, from `base` in the row. Past the
+// row's end its last edge is repeated, and is not `valid`.
 template <int LANES>
 struct Batch {
     static constexpr int OWN = HeadPlace<LANES>::OWN;
@@ -101,7 +101,7 @@ struct Batch {
     int at[UNROLL], own_at[OWN];  // the edges' columns
 
     // `ahead`: columns of this lane's own edges, which become those of the batch after this one:
-    // they are asked for when the wide loads of this one are under way.
+    // they are loaded while the wide loads of this one are in flight.
     __device__ __forceinline__ Batch(const Row& row, const HeadPlace<LANES>& place, int base,
                                      const int (&ahead)[OWN])
         : place(place), begin(row.begin), first(base + place.group), step(place.groups),
@@ -119,7 +119,7 @@ struct Batch {
         return first + u * step < count;
     }
 
-    // The edge of this lane's own ones.
+    // This lane's own edge number i.
     __device__ __forceinline__ i64 own_edge(int i) const {
         return edge(place.own(i));
     }
@@ -128,7 +128,7 @@ struct Batch {
         return valid(place.own(i));
     }
 
-    // What the edges' columns have at `from`.
+    // The values at `from` of the edges' columns.
     template <class X, int V>
     __device__ __forceinline__ void read(Pack<X, V> (&value)[UNROLL], const X* from,
                                          i64 stride) const {
@@ -136,7 +136,7 @@ struct Batch {
         for (int u = 0; u < UNROLL; u++) value[u] = gather<X, V>(from + at[u] * stride);
     }
 
-    // The same of this lane's own edges.
+    // The same for this lane's own edges.
     template <class A>
     __device__ __forceinline__ void read(A (&value)[OWN], const A* from, i64 stride) const {
 #pragma unroll
@@ -145,7 +145,7 @@ struct Batch {
 };
 
 // Columns of this lane's own edges in the batch at `base`. The last of the row's edges, where there
-// are `loops`, goes from the row to itself and is none of the block's.
+// are `loops`, is the row's edge to itself and not in the block.
 template <int LANES>
 DEVICE void look_ahead(const Edges& edges, const Row& row, const HeadPlace<LANES>& place, int base,
                        int (&ahead)[HeadPlace<LANES>::OWN], int loops = 0) {
@@ -157,7 +157,7 @@ DEVICE void look_ahead(const Edges& edges, const Row& row, const HeadPlace<LANES
     }
 }
 
-// Kernels are made three times, from lean to heavy: for plain attention, for attention whose edges
+// Kernels are instantiated three times: for plain attention, for attention whose edges
 // are dropped, and for edges with features, which may be dropped too.
 #define PLAIN 0
 #define DROPS 1
@@ -172,8 +172,8 @@ DEVICE void look_ahead(const Edges& edges, const Row& row, const HeadPlace<LANES
     }
 
 // Attention dropout by original ids: an edge is kept, times `scale`, where its random bits are at
-// least `threshold`. Of the stream's key, one end of the edge has the complement, so that i -> j and
-// j -> i differ. Off where row_ids is null.
+// least `threshold`. One end of the edge has the complement of the stream's key, so that i -> j and
+// j -> i differ. Off if row_ids is null.
 template <class A>
 struct Dropout {
     const i64* row_ids;
@@ -216,7 +216,7 @@ class Mask {
         edge_vector, edge_vector_stride, features, feature_width \
     }
 
-// The score that an edge's own features add.
+// The score added by an edge's features.
 template <class A, int EXTRAS>
 struct EdgeTerm {
     const A* vector;
@@ -241,7 +241,7 @@ DEVICE Sum<X> inner(const Pack<X, V>& a, const Pack<X, V>& b) {
     return sum;
 }
 
-// This lane's part of the inner product over the channels that other launches add up.
+// This lane's part of the inner product over the channels of the other launches.
 template <class X, int V>
 DEVICE Sum<X> elsewhere(const X* a, const X* b, int channels, int first_channel) {
     Sum<X> sum = 0;
@@ -277,7 +277,7 @@ struct Running {
     }
 
     // Adds a batch of edges with the scores of this lane's own; those of minus infinity, and of what
-    // is past the row's end, count nothing. Until `join` each lane has the row_sum of its own edges.
+    // is past the row's end, have weight 0. Until `join` each lane has its own edges' row_sum.
     template <class X, int LANES, int EXTRAS>
     __device__ __forceinline__ void add(const Batch<LANES>& batch,
                                         A (&score)[HeadPlace<LANES>::OWN],
@@ -311,7 +311,7 @@ struct Running {
         }
     }
 
-    // Adds up what lanes have of their own edges, and then what groups have; all lanes call.
+    // Sums the lanes' results of their own edges, and then those of groups; all lanes call.
     template <int LANES>
     __device__ __forceinline__ void join(const HeadPlace<LANES>& place) {
         row_sum = add_lanes(row_sum, 1, HeadPlace<LANES>::SHARING);
@@ -324,7 +324,7 @@ struct Running {
     }
 };
 
-// Where a destination's running softmax lives between blocks.
+// The place of a destination's running softmax between blocks.
 template <class A>
 struct Sums {
     A *row_max, *row_sum, *out;

@@ -4,7 +4,7 @@
 // grad_t goes to columns, from many rows at once. It is summed in 64-bit integers, as multiples of
 // 1 / unit: such sums are the same in every order. `unit` is a power of two that lets none
 // overflow: `gat_units.cu`. grad_score, where not null, receives the gradient of every edge's score
-// ([edges, heads]). With `loops` each row has an edge to itself besides. Without `adds`, grad_z is
+// ([edges, heads]). With `loops` each row also has an edge to itself. Without `adds`, grad_z is
 // overwritten; every row must have an edge then.
 template <class X, int V, int LANES, int EXTRAS>
 KERNEL(LANES == WIDE                          ? 3

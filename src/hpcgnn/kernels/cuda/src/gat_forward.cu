@@ -2,7 +2,7 @@
 #include "gat.cuh"
 
 // With `partial`, row k of the block goes to row k - first of row_max, row_sum and out. With `loops`
-// each row has an edge to itself besides, and what was in its row_max, row_sum and out is not read.
+// each row also has an edge to itself, and the former row_max, row_sum and out are not read.
 template <class X, int V, int LANES, int EXTRAS>
 KERNEL(EXTRAS == FEATURES ? 5 : LANES == 0 || sizeof(X) == 8 ? 6 : 8)
 gat_forward(EDGES, const X* z, i64 z_stride, const Sum<X>* s, i64 s_stride, const Sum<X>* t,

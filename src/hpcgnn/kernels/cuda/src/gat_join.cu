@@ -1,9 +1,9 @@
-// Adds up the running softmaxes of the pieces that a row with very many edges was cut into.
+// Combines the running softmaxes of the pieces of a row with very many edges.
 #include "gat.cuh"
 
 // Block b of threads joins pieces begin[b] .. end[b] - 1 (of part_max, part_sum, part_out,
 // counted from `offset`) to local row rows[b] of row_max, row_sum and out, in order and in doubles:
-// of millions of edges there are thousands of pieces.
+// millions of edges give thousands of pieces.
 template <class A>
 KERNEL(8)
 gat_join(const int* rows, const i64* begin, const i64* end, i64 first, i64 offset,
@@ -30,7 +30,7 @@ gat_join(const int* rows, const i64* begin, const i64* end, i64 first, i64 offse
                    part_out[p * part_out_stride + column];
         out[row * out_stride + column] = static_cast<A>(sum);
     }
-    __syncthreads();  // nobody needs the old row_max any more
+    __syncthreads();  // the old row_max is no longer needed
     for (int head = threadIdx.x; head < heads; head += THREADS) {
         const A best = highest(head);
         double sum =

@@ -1,4 +1,4 @@
-// Sums over columns as 64-bit integers: what bounds them, and what they come to.
+// Sums over columns as 64-bit integers: their bounds and their conversion.
 #include "gat_units.cuh"
 
 // longest = max over rows and heads of |x|^2 and largest = max of |scalars|, both as `Bits`, which

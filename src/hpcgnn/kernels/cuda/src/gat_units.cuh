@@ -1,4 +1,4 @@
-// The unit in which sums over columns are kept as 64-bit integers.
+// The unit of sums over columns that are kept as 64-bit integers.
 //
 // With |a| summing to at most 1 over the edges into a node, the gradient of its score sums to at
 // most max |g| max |z| / (1 - p) + max |d|, head by head.

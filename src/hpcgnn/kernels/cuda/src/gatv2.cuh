@@ -1,4 +1,4 @@
-// The score of GATv2, <att, leaky(zl_j + zr_i + edge)>, of which every lane of a head adds up its
+// The score of GATv2, <att, leaky(zl_j + zr_i + edge)>, of which every lane of a head sums its
 // channels.
 #pragma once
 
@@ -9,7 +9,7 @@
         edge_vector, edge_vector_stride, features, feature_width \
     }
 
-// What an edge's own features add to each channel: features times a matrix, a row per feature.
+// The term of an edge's features for each channel: features times a matrix, a row per feature.
 template <class A, int EXTRAS>
 struct EdgeMatrix {
     const A* rows;
@@ -49,8 +49,8 @@ DEVICE A score_of(const Pack<A, V>& x, const Pack<A, V>& att, A slope) {
     return sum;
 }
 
-// This lane's part of the score over the channels of a head, which begins at column `head`, that
-// other launches add up.
+// This lane's part of the score over the channels of a head, which begins at column `head`, of the
+// other launches.
 template <class X, int V, int EXTRAS>
 DEVICE Sum<X> score_elsewhere(const X* left, const X* right, const Sum<X>* att,
                               const EdgeMatrix<Sum<X>, EXTRAS>& matrix, i64 edge, int head,
@@ -67,7 +67,7 @@ DEVICE Sum<X> score_elsewhere(const X* left, const X* right, const Sum<X>* att,
     return sum;
 }
 
-// What backward knows of an edge once its two inner products are summed over the lanes.
+// The values of an edge in backward once its two inner products are summed over the lanes.
 template <class A>
 struct EdgeGradient {
     A weight, score;  // times g: into grad zl; gradient of the score

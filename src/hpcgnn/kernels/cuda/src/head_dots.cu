@@ -2,8 +2,8 @@
 #include "gat.cuh"
 
 // out[row, h] = <a[row], b[row] - minus> over the channels of head h; minus may be null. With `grad`,
-// which may be a, that becomes scale * a where b is above 0, else 0, and counts in place of a. A warp
-// works on a row, or on as many rows as it has groups of lanes.
+// which may be a, grad = scale * a where b is above 0, else 0, and is used instead of a. A warp
+// processes one row, or as many rows as it has groups of lanes.
 template <class X, int V, int LANES>
 KERNEL(8)
 head_dots(const X* a, i64 a_stride, const X* b, i64 b_stride, const Sum<X>* minus, X* grad,

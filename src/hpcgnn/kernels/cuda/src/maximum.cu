@@ -1,4 +1,4 @@
-// Running maximum (or minimum) over edges, how many edges attain it, and its gradient.
+// Running maximum (or minimum) over edges, the number of edges that attain it, and its gradient.
 #include "common.cuh"
 
 template <class A>

@@ -1,4 +1,4 @@
-// Packs rows into a message and adds the rows of a message to where they belong.
+// Packs rows into a message, and adds the rows of a message to their destinations.
 #include "common.cuh"
 
 // out[i] = x[rows[i]].
@@ -15,7 +15,7 @@ pack_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_
     store<O, V>(out + place.k * out_stride + place.column, to);
 }
 
-// out[i] = x[rows[i]], and beside it what up to three matrices of `heads` scalars each have there.
+// out[i] = x[rows[i]], followed by the same rows of up to three matrices of `heads` scalars each.
 template <class X, class O, int V>
 KERNEL(8)
 pack_message(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_stride,
@@ -41,7 +41,7 @@ pack_message(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 o
     scalars[place.k * scalars_stride + at] = __ldg(from);
 }
 
-// out[rows[i]] += x[i]; no two rows are the same.
+// out[rows[i]] += x[i]; all rows are different.
 template <class X, class O, int V>
 KERNEL(8)
 add_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_stride, int width,

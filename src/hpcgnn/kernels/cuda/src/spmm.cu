@@ -3,7 +3,7 @@
 // `loop`, loop[row] * x[row] is one of its terms.
 #include "common.cuh"
 
-// What edges have beside their columns. SCALED: the weight may be null.
+// The values of edges besides their columns. SCALED: the weight may be null.
 #define BARE 0
 #define WEIGHTED 1
 #define SCALED 2
@@ -16,8 +16,8 @@ DEVICE double rounded_product(double a, double b) {
     return __dmul_rn(a, b);
 }
 
-// With `partial`, row k of the block goes to row k - first of `out`. Rows of too many edges have
-// none here, so that their sums are to be added.
+// With `partial`, row k of the block goes to row k - first of `out`. Rows with too many edges have
+// none here, so their sums must be added to `out`.
 template <class X, class O, int V, int KIND>
 KERNEL(8)
 spmm(EDGES, const float* weight, const Sum<X>* scale, const Sum<X>* after, const Sum<X>* loop,
@@ -30,7 +30,7 @@ spmm(EDGES, const float* weight, const Sum<X>* scale, const Sum<X>* after, const
     const X* source = x + place.column;
     A sum[V] = {};
     for (int base = place.group; base < row.count; base += UNROLL << place.groups_log) {
-        // All loads before all arithmetic; past the end, the last edge counts 0 times.
+        // All loads come before all arithmetic; past the end, the last edge has weight 0.
         int at[UNROLL];
         A factor[UNROLL], by[UNROLL];
         Pack<X, V> value[UNROLL];

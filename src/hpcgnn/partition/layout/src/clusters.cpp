@@ -9,7 +9,7 @@ struct Graph {
     int64_t num_nodes;
     const int64_t* begin;     // num_nodes + 1
     const int32_t* neighbour;
-    const int32_t* visit;     // the nodes in the order in which they choose
+    const int32_t* visit;     // the nodes in the order in which they choose a cluster
 };
 
 struct Clusters {
@@ -20,7 +20,7 @@ struct Clusters {
     }
 
     // Every node joins the cluster that most of its neighbours are in, if that has room and more of
-    // them than its own. Returns how many did.
+    // them than its own. Returns the number of nodes that moved.
     int64_t round(const Graph& graph, int32_t limit, std::vector<int32_t>& count) {
         std::vector<int32_t> seen;
         int64_t moved = 0;
@@ -48,8 +48,8 @@ struct Clusters {
 
 }  // namespace
 
-// `order` [num_nodes] becomes the nodes by cluster: clusters in the order in which `visit` meets
-// them, nodes of one as `visit` has them.
+// `order` [num_nodes] receives the nodes by cluster: clusters in the order in which `visit` reaches
+// them, nodes of a cluster in the order of `visit`.
 extern "C" __attribute__((visibility("default"))) void hpcgnn_order_by_cluster(
     int64_t num_nodes, const int64_t* begin, const int32_t* neighbour, const int32_t* visit,
     int32_t limit, int32_t rounds, int32_t* order) {

@@ -1,5 +1,5 @@
 // A minimum vertex cover of a bipartite graph (König 1931), from a maximum matching (Hopcroft and Karp
-// 1973). Which matching it is makes no difference: all lead to the same cover.
+// 1973). The cover is the same for every maximum matching.
 #include <cstdint>
 #include <vector>
 
@@ -26,7 +26,7 @@ class Matching {
                 }
     }
 
-    // Makes the matching as large as can be.
+    // Makes the matching maximum.
     void complete() {
         while (reaches_free_column()) {
             for (int64_t row = 0; row < graph_.num_rows; row++) next_[row] = graph_.begin[row];
@@ -35,7 +35,7 @@ class Matching {
         }
     }
 
-    // Whether alternating paths lead to the row from one without a partner; after `complete`.
+    // Whether an alternating path leads to the row from an unmatched one; after `complete`.
     bool is_reached(int64_t row) const { return depth_[row] != NONE; }
 
   private:
@@ -44,7 +44,7 @@ class Matching {
         of_column_[column] = row;
     }
 
-    // Layers of rows by the length of alternating paths from rows without a partner.
+    // Layers of rows by the length of alternating paths from unmatched rows.
     bool reaches_free_column() {
         std::vector<int32_t> here, there;
         for (int64_t row = 0; row < graph_.num_rows; row++) {
@@ -68,7 +68,7 @@ class Matching {
         return found;
     }
 
-    // Gives the row a partner along a shortest path, if one is left; no recursion, since paths are long.
+    // Matches the row along a shortest path, if one is left; not recursive, since paths are long.
     void augment(int32_t first) {
         path_.assign(1, first);
         while (!path_.empty()) {
@@ -92,7 +92,7 @@ class Matching {
 
     const Bipartite& graph_;
     std::vector<int32_t> of_row_, of_column_, depth_, path_;
-    std::vector<int64_t> next_;  // edge to be looked at
+    std::vector<int64_t> next_;  // next edge to look at
 };
 
 }  // namespace

@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <vector>
 
-// Nodes [n] breadth first from each of `seeds` in turn, neighbours of one node by ascending degree,
-// those of one degree in their order; all reversed. Neighbours lie one row after the other.
+// Nodes [n] in breadth-first order from each of `seeds` in turn, neighbours by ascending degree,
+// those of equal degree in their order; all reversed. Neighbours are stored row after row.
 extern "C" __attribute__((visibility("default"))) void hpcgnn_reverse_cuthill_mckee(
     int64_t num_nodes, const int64_t* begin, const int32_t* neighbour, const int32_t* degree,
     const int32_t* seeds, int32_t* order) {

@@ -1,4 +1,4 @@
-// Stable counting sorts, and sorts of short lists, that tell where each number came from.
+// Stable counting sorts, and sorts of short lists, that return the original place of each number.
 #include <algorithm>
 #include <cstdint>
 #include <utility>
@@ -36,7 +36,7 @@ void sort_rows(const int64_t* begin, int64_t num_rows, Column* columns, Place* p
 
 }  // namespace
 
-// keys [count] in 0 .. num_keys - 1 -> starts [num_keys + 1], order [count]; in 8 bytes each where
+// keys [count] in 0 .. num_keys - 1 -> starts [num_keys + 1], order [count]; in 8 bytes each if
 // `wide`, else in 4; starts always in 8.
 EXPORT void hpcgnn_group_by(const void* keys, int64_t wide, int64_t count, int64_t num_keys,
                             int64_t* starts, void* order) {
@@ -48,7 +48,7 @@ EXPORT void hpcgnn_group_by(const void* keys, int64_t wide, int64_t count, int64
               static_cast<int32_t*>(order));
 }
 
-// Columns of each row ascending, in place, and where each was: `places`; equal ones in their order.
+// Sorts the columns of each row in place, stably; `places` receives where each column was.
 EXPORT void hpcgnn_sort_columns(const int64_t* begin, int64_t num_rows, void* columns, void* places,
                                 int64_t wide) {
     if (wide)
