@@ -44,7 +44,7 @@ def test_long_values_are_shortened():
         ImportError("lib.so: cannot open shared object file: Too many open files"),
     ],
 )
-def test_too_many_open_files_are_one_line_that_says_what_to_do(error):
+def test_too_many_open_files_are_reported_in_one_line_with_advice(error):
     failure = Failure.of(error)
     assert failure.status == 2 and not failure.trace and "ulimit -n" in failure.line
 

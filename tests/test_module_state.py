@@ -53,7 +53,7 @@ def changed_by(node: ast.AST) -> str | None:
     return target.id if isinstance(target, ast.Name) else None
 
 
-def test_no_function_changes_what_its_module_names():
+def test_no_function_changes_module_state():
     found = {module: changes(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
     assert not {module: lines for module, lines in found.items() if lines}
 

@@ -20,7 +20,7 @@ def check(python: str, out: Path, *parts: str, **given: str) -> subprocess.Compl
 
 
 @pytest.mark.slow
-def test_a_table_says_what_was_found(loaded_python, tmp_path):
+def test_a_table_shows_the_results(loaded_python, tmp_path):
     sizes = {"WIDTHS": "8 16", "NODES": "300", "EDGES": "2000"}
     done = check(loaded_python, tmp_path, "speed", **sizes)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -33,7 +33,7 @@ def test_a_table_says_what_was_found(loaded_python, tmp_path):
     assert (tmp_path / "speed.log").read_text().count("torch.sparse") == 0
 
 
-def test_a_part_ends_in_time_and_unknown_ones_are_refused(tmp_path):
+def test_parts_end_within_their_limit_and_unknown_parts_are_refused(tmp_path):
     done = check(sys.executable, tmp_path, "speed", LIMIT="1")
     assert done.returncode == 1
     assert "speed      out of time" in done.stdout.splitlines()[-1]

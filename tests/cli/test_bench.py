@@ -18,7 +18,7 @@ SIZES = ["--nodes=300", "--edges=2000", "--width=8", "--heads=2", "--channels=4"
 
 
 @pytest.mark.slow
-def test_kernels_by_the_job_without_slurm_on_one_rank(loaded_python, tmp_path):
+def test_the_job_script_measures_kernels_without_slurm_on_one_rank(loaded_python, tmp_path):
     file = tmp_path / "kernels.json"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "PMI"))}
     kept |= {"HPCGNN_HOME": str(JOB.parents[1]), "HPCGNN_RANKS": "2"}

@@ -193,7 +193,7 @@ PLANNED = ("--nodes", "9000", "--edges", "1e5", "--features", "8", "--classes", 
         ("convert", ("missing.txt", "graph.h5"), 2),
     ],
 )
-def test_verbs_of_one_process_start_no_mpi(verb, arguments, status, loaded_python, tmp_path):
+def test_verbs_for_one_process_do_not_start_mpi(verb, arguments, status, loaded_python, tmp_path):
     """It may refuse to start, as on a login node; what fails there is told all the same."""
     code = (
         "import os, sys; from hpcgnn.cli.main import main; status = main(sys.argv[1:]); "

@@ -73,7 +73,7 @@ def shared_grid(comm, shared_path) -> Path:
     ("parts", "method"),
     [(1, "streaming"), (3, "streaming"), (2, "random"), (3, "random"), (1, "block")],
 )
-def test_parts_need_not_be_ranks(comm, shared_grid, parts, method):
+def test_number_of_parts_may_differ_from_number_of_ranks(comm, shared_grid, parts, method):
     out = shared_grid.parent / "new" / "out.h5"
     options = ("--parts", parts, "--method", method, "-o", out, "--seed", 3)
     call(comm, partition, shared_grid, *options)

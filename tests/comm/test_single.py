@@ -51,7 +51,7 @@ def test_all_verbs_work_in_one_process(loaded_python, tmp_path):
     assert "start 2 ranks (`mpiexec -n 2 ...`), but MPI is not installed: pip install" in refusal
 
 
-def test_communicators_of_an_mpi_that_was_not_started_are_refused(loaded_python):
+def test_communicators_are_refused_when_mpi_was_not_started(loaded_python):
     script = "from mpi4py import MPI; import hpcgnn; hpcgnn.load_partition('g.h5', MPI.COMM_SELF)"
     done = subprocess.run(
         [loaded_python, "-P", "-c", script],

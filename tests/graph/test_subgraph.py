@@ -35,7 +35,7 @@ def few_targets(num_edges=500, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "weighted"), MODELS)
-def test_same_losses_fewer_bytes(comm, shared_path, model, weighted):
+def test_pruning_keeps_losses_and_sends_fewer_bytes(comm, shared_path, model, weighted):
     """Several hops of few edges in models that make some in one layer, or after all layers."""
     whole = few_targets(330 if model in DEEP else 500, weighted=weighted)
     losses, sent = {}, {}

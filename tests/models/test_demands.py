@@ -75,7 +75,7 @@ def test_a_graph_of_self_loops_alone_is_noticed(comm, edges, found):
 
 
 @pytest.mark.mpi
-def test_what_is_ignored_is_not_there(comm):
+def test_ignored_inputs_are_removed(comm):
     graph = rich(comm)
     assert content_of(graph) == Content(True, 2, True, False, True, False)
     graph = configure(graph, Config.of(ignore="weights,edge-features,relations,types"))

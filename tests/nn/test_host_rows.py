@@ -30,7 +30,7 @@ CONVOLUTIONS = {
     ("name", "slab_rows"),
     [*((name, 7) for name in CONVOLUTIONS), *itertools.product(("sage", "gcn"), (1, 1000))],
 )
-def test_models_agree(comm, name, slab_rows):
+def test_models_with_features_on_the_host_give_the_same_results(comm, name, slab_rows):
     graph = distribute(random_graph(60, 300), comm)
     features = graph.features
     torch.manual_seed(0)

@@ -53,7 +53,7 @@ def test_readers_count_the_rows_sent(comm, name, num_parts):
 @pytest.mark.parametrize(
     ("name", "all_on"), [("grid", None), ("random", None), ("grid", 1), ("empty", 1)]
 )
-def test_no_number_grows_and_the_volume_falls(comm, name, all_on):
+def test_refinement_lowers_the_volume_and_raises_no_figure(comm, name, all_on):
     edges, n = GRAPHS[name]
     problem = make_problem(comm, edges, n, 4, all_on=all_on)
     owner = assign(comm, "streaming" if name != "grid" else "random", problem)

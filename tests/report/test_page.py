@@ -123,7 +123,7 @@ def test_runs_are_compared_by_the_settings_that_differ(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_names_from_files_are_shown_and_not_obeyed(reported):
+def test_names_from_files_are_escaped(reported):
     text = (reported / "report" / "index.html").read_text()
     outside = Outside()
     outside.feed(text)

@@ -30,7 +30,7 @@ GRAPHS = [
 
 
 @pytest.mark.parametrize(("num_nodes", "num_edges", "weighted", "symmetric"), GRAPHS)
-def test_sum_and_gradient(comm, num_nodes, num_edges, weighted, symmetric):
+def test_sums_and_their_gradients(comm, num_nodes, num_edges, weighted, symmetric):
     whole = random_graph(num_nodes, num_edges, symmetric=symmetric, weighted=weighted)
     dense = whole.dense()
     x = torch.from_numpy(whole.features).double()

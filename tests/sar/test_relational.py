@@ -57,7 +57,7 @@ ORDERS = [
 
 
 @pytest.mark.parametrize(("slab", "outputs", "cost", "mean"), ORDERS)
-def test_either_order_in_any_slabs_is_right(comm, monkeypatch, slab, outputs, cost, mean):
+def test_sums_and_products_in_either_order_are_right(comm, monkeypatch, slab, outputs, cost, mean):
     """A high cost of edges decides by the narrower side: sums first, or products first."""
     monkeypatch.setattr(relation_pairs, "SLAB", slab)
     monkeypatch.setattr(relational, "EDGE_COST", cost)

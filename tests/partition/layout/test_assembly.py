@@ -192,7 +192,7 @@ CASES = [  # every pair of two
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(("num_parts", "attributes", "symmetric"), CASES)
-def test_parts_hold_the_graph(comm, num_parts, attributes, symmetric):
+def test_parts_hold_the_whole_graph(comm, num_parts, attributes, symmetric):
     for n in (2, 7, 9, 60):
         graph = Graph(n, 3, symmetric=symmetric, attributes=attributes, seed=n)
         owner = np.random.default_rng(n).integers(0, num_parts, n)

@@ -105,7 +105,7 @@ def test_edges_in_any_order_are_the_same_graph(tmp_path):
         (torch.arange(N).float() % 4, "classes"),
     ],
 )
-def test_labels_of_every_kind_come_back(tmp_path, y, labels_as):
+def test_a_round_trip_keeps_labels_of_every_kind(tmp_path, y, labels_as):
     data = pyg.Data(edge_index=whole().edge_index, y=y, num_nodes=N)
     there_and_back(data, tmp_path, labels_as=labels_as)
 

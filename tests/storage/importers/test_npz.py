@@ -272,7 +272,7 @@ def test_compression_without_a_size_bound_is_refused(refused, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_small_archive_of_a_huge_array(tmp_path):
+def test_a_small_archive_of_a_huge_array_is_refused(tmp_path):
     """In a process of its own, whose memory is that of its libraries."""
     path = save(tmp_path / "g.npz", True, **BASE, train=np.zeros((N, 30 << 20), bool))
     assert path.stat().st_size < 1 << 20

@@ -84,7 +84,7 @@ def test_texts_that_look_like_numbers_are_noted(made, tmp_path, capfd, values, n
         (["1.2.3", "1.2.4"], None),
     ],
 )
-def test_labels_that_may_be_none_are_named_with_their_file(made, tmp_path, capfd, labels, note):
+def test_doubtful_labels_are_noted_with_their_file(made, tmp_path, capfd, labels, note):
     ends = "".join(f"n0,n{k}\n" for k in range(1, len(labels)))
     edges = write(tmp_path / "e.csv", "a,b\n" + ends)
     rows = "".join(f"n{k},{label}\n" for k, label in enumerate(labels))
@@ -122,7 +122,7 @@ def test_nodes_without_edges_are_counted(made, tmp_path, capfd, edges, note):
     assert note in said if note else "have no edges" not in said
 
 
-def test_a_table_without_rows_is_named(refused, tmp_path):
+def test_a_table_without_rows_is_noted(refused, tmp_path):
     edges = write(tmp_path / "e.csv", "a,b\np,q\n")
     nodes = write(tmp_path / "n.csv", "id,x\n")
     said = refused(edges, *ENDS, "--nodes", str(nodes), "--features", "x")

@@ -30,7 +30,7 @@ def same(one: Part, other: Part) -> None:
     ("num_parts", "symmetric", "compress"),
     [(1, False, True), (1, True, False), (5, False, False), (5, True, True)],
 )
-def test_parts_come_back(comm, shared_path, num_parts, symmetric, compress):
+def test_parts_are_read_back_as_written(comm, shared_path, num_parts, symmetric, compress):
     path = shared_path / "p.h5"
     parts, header = small_parts(comm, num_parts, symmetric=symmetric, sparse=symmetric)
     for _ in range(2):  # the second replaces the first
