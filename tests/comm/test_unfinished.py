@@ -85,7 +85,9 @@ FAILURES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("graph", "mode", "later", "backward"), FAILURES, indirect=["graph"])
-def test_ranks_recover_after_failing_at_different_messages(comm, graph, whole, mode, later, backward):
+def test_ranks_recover_after_failing_at_different_messages(
+    comm, graph, whole, mode, later, backward
+):
     graph.execution.mode = mode
     x, layer = local(graph, whole.features).requires_grad_(), Failing(0)
     y = layer(graph, x)

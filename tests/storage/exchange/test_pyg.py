@@ -221,7 +221,7 @@ def test_unexpected_stored_configurations_are_tolerated(tmp_path, config):
 
 @pytest.mark.parametrize("ids", [torch.tensor([70, 5, 9]), ["c", "a", "b"]])
 def test_an_array_of_another_name_can_name_the_nodes(ids, tmp_path, capsys):
-    data = Data(x=torch.ones(3, 1), edge_index=torch.tensor([[0, 1], [1, 2]]), user_id=ids)
+    data = pyg.Data(x=torch.ones(3, 1), edge_index=torch.tensor([[0, 1], [1, 2]]), user_id=ids)
     hpcgnn.from_pyg(data, tmp_path / "plain.h5")
     assert "named by their rows: from_pyg(..., ids='user_id') takes user_id" in (
         capsys.readouterr().err
