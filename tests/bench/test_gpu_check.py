@@ -41,7 +41,7 @@ def test_parts_end_within_their_limit_and_unknown_parts_are_refused(tmp_path):
     done = check(
         sys.executable, tmp_path, "speed", "counters", BUDGET="1", LIMIT="1", PATH="/usr/bin:/bin"
     )
-    assert done.returncode == 1 and "speed-8.json is not whole" in done.stdout
+    assert done.returncode == 1 and "speed-8.json is incomplete" in done.stdout
     assert "counters   no time left" in (tmp_path / "table.txt").read_text()
     done = check(sys.executable, tmp_path, "sped")
     assert done.returncode == 2 and "sped: no such part" in done.stderr

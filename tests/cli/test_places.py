@@ -92,4 +92,4 @@ def test_the_error_of_a_hang_names_the_location(comm, tmp_path):
     )
     assert done.returncode == 3, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("hpcgnn: error: ")]
-    assert "but rank 1 (" in line and f") is at {place!r} for " in line
+    assert "but rank 1 (" in line and f") has been at {place!r} for " in line

@@ -55,7 +55,9 @@ def test_a_non_finite_gradient_is_named_on_all_ranks(comm, model, name):
     last = comm.size - 1
     if comm.rank == last:
         model.get_parameter(name).grad.view(-1)[0] = torch.inf
-    with pytest.raises(NumericalError, match=rf"that of {name} on rank {last}: lower"):
+    with pytest.raises(
+        NumericalError, match=rf"gradient of {name} on rank {last} is not finite: lower"
+    ):
         hpcgnn.sum_gradients(model, comm)
 
 

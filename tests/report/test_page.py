@@ -140,7 +140,7 @@ def test_only_our_own_pages_are_replaced_and_elsewhere_only_by_force(tmp_path, c
     assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
     (out / "index.html").write_text("<html>mine</html>")
     assert main.main([*asked, "--force"]) == 2
-    assert "no page of hpcgnn" in capsys.readouterr().err
+    assert "not a page of hpcgnn" in capsys.readouterr().err
     assert (out / "index.html").read_text() == "<html>mine</html>"
     target = tmp_path / "elsewhere"
     target.mkdir()

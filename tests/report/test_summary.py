@@ -64,7 +64,7 @@ def test_figures_are_those_of_the_records(run_dir, capsys):
 
 def test_status_shows_how_the_run_ended(run_dir, capsys):
     (run_dir / "config.json").write_text(json.dumps({"epochs": 9}))
-    assert report(run_dir, capsys)["status"].startswith("running")
+    assert report(run_dir, capsys)["status"].startswith("still running")
     (run_dir / "REQUEUE").touch()
     assert report(run_dir, capsys)["status"].startswith("stopped early")
 

@@ -72,7 +72,7 @@ def test_a_rank_that_waits_elsewhere_is_named_with_its_stack(faulty):
     assert outcome.status == 3
     (line,) = outcome.errors
     assert "rank 0 waited 2 s in 'after the fault'" in line and "but rank 1 (" in line
-    assert "is at 'evaluation'" in line and "waiting in 'a message nobody sends'" in line
+    assert "has been at 'evaluation'" in line and "waiting in 'a message nobody sends'" in line
     assert "in one_elsewhere\n" in outcome.err
 
 

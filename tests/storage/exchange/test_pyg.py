@@ -175,8 +175,8 @@ REFUSED = [
     (lambda: attributes(whole(), edge_label_index=torch.zeros(2, 2)), "edge_label_index"),
     (lambda: pyg.Data(edge_index=torch.tensor([[0], [9]]), num_nodes=2), "must be below 2"),
     (lambda: pyg.Data(x=torch.ones(2, 2)), "neither edge_index nor adj_t"),
-    (lambda: {"x": 1}, "is no Data"),
-    (one_of_two, "labels of several types"),
+    (lambda: {"x": 1}, "is not a Data"),
+    (one_of_two, "labels for several node types"),
 ]
 
 

@@ -253,7 +253,7 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
         ("a,b\np,q\n", "id,y,t\np,u,1.2.2020\nq,,\n", TIMES, "line 2: t: is not a time such as"),
         ("a,b\n7,8\n0x9,8\n", "id\n7\n8\n9\n", (), "line 3: an edge ends at a node that is not"),
         ("a,b\n7,8\n", "id\n7\n9\n", (), "add it, or leave the edge out (found 8)"),
-        pytest.param(LONG, "id\n7\n8\n", (), "line 3: is no row of a table", id="long field"),
+        pytest.param(LONG, "id\n7\n8\n", (), "line 3: is not a row of a table", id="long field"),
         ("", None, (), "holds no table"),
     ],
 )

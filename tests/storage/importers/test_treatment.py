@@ -83,7 +83,7 @@ def test_symmetrise_as_networkx_does(convert, tmp_path, chunks, capfd):
     truth = nx.DiGraph([(a, b) for a, b, _ in random_edges()]).to_undirected().to_directed()
     path = write(tmp_path / "g.txt", random_edges())
     graph = convert(path, "--columns", "1,2", "--symmetrise")
-    assert "edges that are listed more than once, or both ways, are one" in capfd.readouterr().err
+    assert "listed more than once, or both ways, are merged" in capfd.readouterr().err
     assert graph.edges == sorted(truth.edges)
     again = convert(path, "--columns", "1,2", "--symmetrise", "--self-loops", "remove")
     truth.remove_edges_from(list(nx.selfloop_edges(truth)))

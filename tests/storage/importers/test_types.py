@@ -93,7 +93,7 @@ MAG = [
     ("raw/num-node-dict.csv.gz", "paper\n40\n", "no node type of this name"),
     ("raw/triplet-type-list.csv.gz", "a,b\n", "must hold lines of source, relation"),
     ("raw/triplet-type-list.csv.gz", "\n", "lists no type of edges"),
-    ("raw/triplet-type-list.csv.gz", "../../a,r,paper\n", "is no name of a type"),
+    ("raw/triplet-type-list.csv.gz", "../../a,r,paper\n", "is not the name of a type"),
     ("raw/triplet-type-list.csv.gz", "paper,cites,paper\n" * 2, "twice"),
     ("raw/triplet-type-list.csv.gz", "paper,likes,paper\n", "no such file"),
     ("raw/triplet-type-list.csv.gz", "book,cites,paper\n", "no node type of this name"),
@@ -102,8 +102,8 @@ MAG = [
     ("raw/node-feat/paper/node-feat.csv.gz", "1,2\n" * 41, "more rows than there are nodes"),
     ("raw/node-label/paper/node-label.csv.gz", "1\n" * 39, "must have a row for each of 40"),
     ("split/time/paper/train.csv.gz", "40\n", "nodes of this type are 0 .. 39"),
-    ("raw/nodetype-has-label.csv.gz", "book\nTrue\n", "no type of nodes of this name"),
-    ("split/time/nodetype-has-split.csv.gz", "book\nFalse\n", "no type of nodes of this name"),
+    ("raw/nodetype-has-label.csv.gz", "book\nTrue\n", "no node type of this name"),
+    ("split/time/nodetype-has-split.csv.gz", "book\nFalse\n", "no node type of this name"),
 ]
 
 

@@ -169,7 +169,7 @@ def _chosen(path: Path, counts: dict[str, int]) -> list[str]:
     table = _table(path)
     for name in table:
         if name not in counts:
-            raise InputError("there is no type of nodes of this name", file=path, value=name)
+            raise InputError("there is no node type of this name", file=path, value=name)
     return [name for name, value in table.items() if value.lower() in ("true", "1")]
 
 
