@@ -68,13 +68,15 @@ trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$logs"' EXIT
 by_file=(--dist loadfile --no-loadscope-reorder)
 beside "$logs/types" mypy
 types=$!
+NO_MKDOCS_2_WARNING=1 beside "$logs/docs" mkdocs build -q
+docs=$!
 check style ruff check .
-NO_MKDOCS_2_WARNING=1 check docs mkdocs build -q
 
 quick() {
     check "quick tests, 1 rank" \
         python -m pytest tests -m "not mpi" --quick -q -n "$cores" "${by_file[@]}"
     check types show "$types" "$logs/types"
+    check docs show "$docs" "$logs/docs"
     check "quick tests, 2 ranks" on_ranks 2 tests/{comm,graph,sar,nn} \
         tests/train/test_golden_losses.py --quick
 }
@@ -96,6 +98,7 @@ full() {
         --deselect tests/kernels/test_cuda_compile.py::test_compiles_without_warnings_and_large_spills \
         -n "$((cores < 4 ? cores + 1 : 4))" "${by_file[@]}"
     check types show "$types" "$logs/types"
+    check docs show "$docs" "$logs/docs"
     check "tests, Slurm" show "$slurm" "$logs/slurm"
     for ranks in "$@" 8; do
         check "tests, $ranks ranks" on_ranks "$ranks"

@@ -165,12 +165,13 @@ def _seconds(run: Run) -> float:
 def _product(clock: _Clock, width: int, device: torch.device) -> Rate:
     """Return the FLOP/s of a layer's three products: forward, of its input, of its weights."""
     x, g = (torch.randn(_PRODUCT_ROWS, width, device=device) for _ in range(2))
-    weight = torch.randn(width, width, device=device)
+    weight, gradient = (torch.randn(width, width, device=device) for _ in range(2))
+    out = torch.empty_like(x)  # new memory for each result may take longer than the product
 
     def run() -> None:
-        x @ weight.t()
-        g @ weight
-        g.t() @ x
+        torch.mm(x, weight.t(), out=out)
+        torch.mm(g, weight, out=out)
+        torch.mm(g.t(), x, out=gradient)
 
     return clock.rates(3 * 2.0 * _PRODUCT_ROWS * width * width, run)
 
