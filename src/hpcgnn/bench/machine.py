@@ -25,10 +25,9 @@ from hpcgnn.bench.timing import synchronise
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.kernels.block import Block
 from hpcgnn.system import available_memory, now
-from hpcgnn.train.plan.machine import KERNELS
+from hpcgnn.train.plan.machine import HEADS, KERNELS
 
 _WIDTHS = (8, 32, 128, 256, 512)
-_HEADS = 4
 _ROWS_OF = {"few": 4_000, "many": 200_000}  # rows gathered from
 _DEGREE = {"few": 15, "many": 8}
 _MANY_WIDTH = (
@@ -212,7 +211,7 @@ def _block(size: str, width: int, device: torch.device) -> Block:
     nodes = _ROWS_OF[size]
     if size == "many":
         nodes = min(nodes, nodes * _MANY_WIDTH // width)
-    case = Case(nodes, nodes * _DEGREE[size], 0, _HEADS, 0, device.type)
+    case = Case(nodes, nodes * _DEGREE[size], 0, HEADS, 0, device.type)
     found = power_law_edges(case)
     return Block(
         peer=0,
@@ -226,7 +225,7 @@ def _block(size: str, width: int, device: torch.device) -> Block:
 
 def _gathers(clock: _Clock, block: Block, width: int, device: torch.device) -> dict[str, Rate]:
     amount = float(block.columns.shape[0]) * width
-    runs = _runs(block, width, width // _HEADS, device)
+    runs = _runs(block, width, width // HEADS, device)
     return {name: clock.rates(amount, run) for name, run in runs.items()}
 
 
@@ -238,12 +237,12 @@ def _runs(block: Block, width: int, channels: int, device: torch.device) -> dict
         return torch.randn(nodes, columns, device=device)
 
     x, g, out = rows(width), rows(width), rows(width)
-    s, t, lse, d = (rows(_HEADS) for _ in range(4))
+    s, t, lse, d = (rows(HEADS) for _ in range(4))
     sources, scoring = kernels.Sources(x, s), kernels.Scoring(slope=0.2)
     destinations = kernels.Destinations(g, t, lse, d)
-    softmax = kernels.RunningSoftmax.zeros(nodes, _HEADS, width, dtype=torch.float32, device=device)
+    softmax = kernels.RunningSoftmax.zeros(nodes, HEADS, width, dtype=torch.float32, device=device)
     grads = kernels.GATGradients(rows(width), torch.zeros_like(s), torch.zeros_like(t))
-    att = torch.randn(_HEADS, channels, device=device)
+    att = torch.randn(HEADS, channels, device=device)
     both, result = kernels.Projections(x, g, att), kernels.ResultGradient(g, lse, d)
     wide = kernels.GATv2Gradients(
         rows(width), rows(width), torch.zeros_like(att, dtype=torch.float64)

@@ -16,6 +16,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.settings import parse_size, read_text
 
 KERNELS = ("sum", "gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
+HEADS = 4  # of the attention kernels measured
 CROWDED = ("products", "gathers", "rows", "steps")
 
 

@@ -20,6 +20,7 @@ from hpcgnn.train.plan.estimate import (
 )
 from hpcgnn.train.plan.halo import thinned
 from hpcgnn.train.plan.heads import keep_wide
+from hpcgnn.train.plan.machine import HEADS
 from hpcgnn.train.plan.pruning import Share, shares
 
 # Numbers read or written besides products and gathers, per node and column of a layer, in forward
@@ -64,6 +65,10 @@ class PassWork:
     def gather(self, kernel: str, width: float, edges: float) -> None:
         if width and edges:
             self.gathers.append((kernel, width, edges))
+
+    def attend(self, kernel: str, channels: float, heads: float, edges: float) -> None:
+        """Count each head as one of the `HEADS` heads of its width that were measured."""
+        self.gather(kernel, HEADS * channels, edges * heads / HEADS)
 
 
 def training_pass(shape: Shape, config: Config) -> PassWork:
@@ -166,10 +171,10 @@ def _convolve(
 def _attention(
     shape: Shape, config: Config, layer: Layer, index: int
 ) -> tuple[int, dict[str, bool]]:
-    """Return the heads of the output in the last layer (else 1), and the options of `_attend`."""
+    """Return the number of heads, and the options of `_attend`."""
     model = config.model
     last = model.head == "conv" and index == model.layers - 1
-    heads = (model.output_heads or model.heads) if last else 1
+    heads = (model.output_heads or model.heads) if last else model.heads
     alone = (
         model.kind == "gat"
         and last
@@ -215,22 +220,23 @@ def _attend(
     keeps: bool,
     backward: bool,
 ) -> None:
-    wide = products.b * heads
+    wide = products.b * heads if last else products.b
+    channels = wide / heads
     kernel = "gatv2" if kind == "gatv2" else "gat"
     direction = "backward" if backward else "forward"
     both = {"gatv2": 2, "transformer": 4}.get(kind, 1)
     products.linear(both, wide, backward=backward)
     if alone:
         for _ in range(heads):
-            work.gather(f"gat_{direction}", products.b, edges)
+            work.attend(f"gat_{direction}", channels, 1, edges)
             if backward:
-                work.gather("gat_forward", products.b, edges)
+                work.attend("gat_forward", channels, 1, edges)
         if backward:
             products.linear(1, wide, backward=False)
         work.exchanges += heads - 1 + heads * backward
         work.steps += _OTHER_STEPS * (heads - 1 + heads * backward)
     else:
-        work.gather(f"{kernel}_{direction}", wide, edges)
+        work.attend(f"{kernel}_{direction}", channels, heads, edges)
         if backward and kind == "gat" and not keeps:
             products.linear(1, wide, backward=False)
     if last and heads > 1:
