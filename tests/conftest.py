@@ -327,10 +327,10 @@ def mpirun(request) -> Callable[..., subprocess.CompletedProcess[str]]:
 def parmetis() -> Path:
     """The ParMETIS library, or a skip."""
     from hpcgnn.errors import InputError
-    from hpcgnn.partition.pyparmetis import binding
+    from hpcgnn.partition.pyparmetis import builds
 
     try:
-        return binding.find()
+        return builds.find()
     except InputError as error:
         pytest.skip(str(error))
 
