@@ -145,7 +145,9 @@ def node_texts(
 
 def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:
     """Return the distinct ids in a table, ascending."""
-    from hpcgnn.storage.importers.table_files import INTEGER, TEXT, open_tables, to_numpy
+    from hpcgnn.storage.importers.cells import INTEGER, TEXT
+    from hpcgnn.storage.importers.table_batches import to_numpy
+    from hpcgnn.storage.importers.table_files import open_tables
     from hpcgnn.storage.importers.table_options import TextForm
 
     found = []

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import EncodedColumn, Encoding
-from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers.cells import BOOLEAN, INTEGER, LIST, NUMBER, TEXT, TIME
 from hpcgnn.storage.importers.made_split import split_chunks
 from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.source import (
@@ -27,6 +27,7 @@ from hpcgnn.storage.importers.source import (
     Source,
 )
 from hpcgnn.storage.importers.spool import Scratch
+from hpcgnn.storage.importers.table_batches import Batch, to_numpy
 from hpcgnn.storage.importers.table_edges import edge_columns
 from hpcgnn.storage.importers.table_features import (
     FeatureFit,
@@ -40,17 +41,7 @@ from hpcgnn.storage.importers.table_features import (
     read_kind,
     require_columns,
 )
-from hpcgnn.storage.importers.table_files import (
-    BOOLEAN,
-    INTEGER,
-    NUMBER,
-    TEXT,
-    TIME,
-    Batch,
-    TableFile,
-    TextTable,
-    open_tables,
-)
+from hpcgnn.storage.importers.table_files import TableFile, open_tables
 from hpcgnn.storage.importers.table_options import TableOptions, listed
 from hpcgnn.storage.importers.table_values import (
     batches,
@@ -62,6 +53,7 @@ from hpcgnn.storage.importers.table_values import (
     numbers,
     split_codes,
 )
+from hpcgnn.storage.importers.text_table import TextTable
 
 
 def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions) -> Source:
@@ -198,13 +190,13 @@ class _Reading:
         columns += [(table, str(self.id)) for table in self.node_tables]
         kinds = [table.kinds[str(name)] for table, name in columns]
         for (table, name), kind in zip(columns, kinds, strict=True):
-            if kind in (BOOLEAN, TIME, table_files.LIST) and not isinstance(table, TextTable):
+            if kind in (BOOLEAN, TIME, LIST) and not isinstance(table, TextTable):
                 raise InputError(
                     "must hold integers or texts, not booleans, times or lists",
                     file=table.path,
                     dataset=str(name),
                 )
-        if self.options.text_ids or {TEXT, TIME, table_files.LIST} & set(kinds):
+        if self.options.text_ids or {TEXT, TIME, LIST} & set(kinds):
             return True
         return any(
             isinstance(table, TextTable)
@@ -442,15 +434,15 @@ class _Reading:
         labels = self._labelled()
         for batch in self._batches(self.node_tables, {name: kind}, id=str(self.id)):
             array = batch.columns.get(name, pa.nulls(batch.num_rows))
-            known = table_files.to_numpy(array.is_valid())
+            known = to_numpy(array.is_valid())
             needed = (next(labels) >= 0) & ~known
             if needed.any():
                 row = int(np.argmax(needed))
                 raise batch.error(name, row, "is missing, but the node has a label")
             if kind == TIME:
-                yield table_files.to_numpy(array.cast(pa.int64()).fill_null(0))
+                yield to_numpy(array.cast(pa.int64()).fill_null(0))
                 continue
-            bits = table_files.to_numpy(array.cast(pa.float64()).fill_null(math.nan)).view(np.int64)
+            bits = to_numpy(array.cast(pa.float64()).fill_null(math.nan)).view(np.int64)
             # Floats compare like their bits as integers, if those of negative ones are flipped.
             yield bits ^ ((bits >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
 
