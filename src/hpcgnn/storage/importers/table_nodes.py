@@ -13,7 +13,7 @@ from hpcgnn.storage.importers.table_values import check_split_columns
 
 
 @dataclass
-class NodeColumns:
+class NodeTableColumns:
     """The columns of node tables by purpose; None or empty for purposes without a column.
 
     Attributes:
@@ -34,7 +34,7 @@ class NodeColumns:
         return {name for name in chosen if name}
 
 
-def node_columns(tables: list[TableFile], options: TableOptions, file: Path) -> NodeColumns:
+def node_columns(tables: list[TableFile], options: TableOptions, file: Path) -> NodeTableColumns:
     """Return the columns that the options choose; the ids may be in a column of the usual name.
 
     Args:
@@ -44,7 +44,7 @@ def node_columns(tables: list[TableFile], options: TableOptions, file: Path) -> 
         InputError: a column does not exist, that of the ids is not known, or there are options but
             no tables.
     """
-    out = NodeColumns(options.choice("id"), options.choice("label"), time=options.split_time)
+    out = NodeTableColumns(options.choice("id"), options.choice("label"), time=options.split_time)
     out.split = listed(options.split_column)
     check_split_columns(out.split, file, "--split-column")
     if not tables:
