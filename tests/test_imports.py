@@ -27,7 +27,7 @@ ROOMS = [
     {"graph"},
     {"comm"},
     {"kernels"},
-    {"settings", "native"},
+    {"settings", "native", "loading"},
     {"display", "errors", "sorting", "system", "timeline", "version"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -12,9 +12,9 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.loading import refuse_while_loading
 from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError, OutputError
+from hpcgnn.loading import refuse_while_loading
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
