@@ -148,7 +148,7 @@ partitions() {
 
 # VENV's ParMETIS belongs to VENV's MPI, but PT-Scotch's may be installed for this one.
 method=parmetis
-if ! python -c 'from hpcgnn.partition.pyparmetis import binding as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
+if ! python -c 'from hpcgnn.partition.pyparmetis import builds as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
     method=kaminpar
     echo "== no ParMETIS for this MPI, so KaMinPar (\`sudo env/debian.sh scotch\` installs PT-Scotch's)"
 fi

@@ -105,10 +105,12 @@ class NodeTexts:
         """Raise InputError if a node to write was not among the rows of this pass."""
         if self.wanted is None or self._seen.all():
             return
-        unknown, lost = self.wanted[~self._seen], "that the graph does not have"
+        unknown = self.wanted[~self._seen]
         first = unknown[0].decode() if isinstance(unknown[0], bytes) else int(unknown[0])
         raise InputError(
-            f"lists {counted(len(unknown), 'node')} {lost}", file=self.file, value=first
+            f"lists {counted(len(unknown), 'node')} that the graph does not have",
+            file=self.file,
+            value=first,
         )
 
 
