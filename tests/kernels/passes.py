@@ -12,7 +12,7 @@ from tests.kernels.blocks import matrix, random_edges
 def loops_come_with_the_first_edges(
     heads: int, channels: int, p: float, device: torch.device
 ) -> None:
-    """Check that self-loops in the first pass equal a separate block of them, also for some rows."""
+    """Check self-loops in the first pass against a separate block of them, also for some rows."""
     count, width = 40, heads * channels
     block = random_edges(count, count, 300).block.to(device)
     block.end[7] = block.begin[7]
@@ -55,7 +55,7 @@ def loops_come_with_the_first_edges(
 
 
 def ends_in_one_pass(heads: int, channels: int, p: float, device: torch.device) -> None:
-    """Check the softmax's division, bias, ReLU and dropout, and backward with <g, o>, in one pass."""
+    """Check division by the softmax, bias, ReLU, dropout, and backward with <g, o>, in one pass."""
     count, width = 9, heads * channels
     out, grad = (matrix(count, width, torch.float32, seed, pad=0).to(device) for seed in (1, 2))
     row_sum, bias = matrix(count, heads, torch.float32, 3).abs() + 1, torch.randn(width)

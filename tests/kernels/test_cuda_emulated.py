@@ -98,7 +98,7 @@ def test_dropout_is_that_of_the_cpu(width, relu):
     hpcgnn.kernels.cpu.backend.dropout_nodes(x, expected, ids, 0.3, stream, relu, None)
     assert torch.equal(found, expected)
     dropout.test_values_and_gradients(relu, width, torch.float64)
-    dropout.test_bits_say_what_the_output_says(width, 0.3 if relu else 0)
+    dropout.test_bits_agree_with_the_output(width, 0.3 if relu else 0)
 
 
 HEADS = [(1, 1), (3, 8), (4, 16), (2, 33), (1, 128), (9, 8), (1, 150), (2, 40), (2, 64)]
@@ -331,7 +331,7 @@ def test_head_dots(heads, channels, count):
 @pytest.mark.parametrize("width", [1, 8, 33])
 def test_rows_are_scaled(width, short_rows):
     for dtype in DTYPES:
-        sums.test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype)
+        sums.test_scaled_rows_equal_rows_multiplied_before(width, dtype)
 
 
 @pytest.mark.parametrize("width", [1, 8, 33])
