@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import h5py
@@ -39,13 +38,9 @@ def stored(comm, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def parts(comm, stored, shared_path, monkeypatch) -> Path:
+def parts(copied) -> Path:
     """A partition file in the current folder, with a part per rank, and its graph `g.h5`."""
-    monkeypatch.chdir(shared_path)
-    if comm.rank == 0:
-        shutil.copytree(stored, shared_path, dirs_exist_ok=True)
-    comm.barrier()
-    return shared_path / "parts.h5"
+    return copied / "parts.h5"
 
 
 @pytest.mark.mpi
