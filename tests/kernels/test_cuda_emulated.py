@@ -173,7 +173,7 @@ def test_gradients_of_weights_do_not_drift(monkeypatch):
         assert float((found.double() / expected - 1).abs().max()) < 5e-6
 
 
-def test_attention_at_extremes():
+def test_attention_with_extreme_scores():
     for kind in attention.KINDS:
         attention.test_extreme_scores(kind, 1e4)
         attention.test_extreme_scores(kind, 1e-30)

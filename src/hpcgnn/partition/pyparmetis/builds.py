@@ -90,12 +90,12 @@ def check_mpi(path: Path) -> None:
     """
     needed = shared_library.needed_mpi(shared_library.dependencies(path))
     loaded = shared_library.loaded_mpi()
-    foreign = [name for name in needed if name not in loaded]
-    if foreign and loaded:
+    others = [name for name in needed if name not in loaded]
+    if others and loaded:
         vendor = MPI.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ")
         running = next(iter(loaded.values()))
         raise InputError(
-            f"this ParMETIS is built for {shared_library.mpi_family(foreign[0])} ({foreign[0]}), "
+            f"this ParMETIS is built for {shared_library.mpi_family(others[0])} ({others[0]}), "
             f"but this process runs {' '.join(vendor.split())} ({running}): {INSTALL} built with "
             f"this MPI, {OTHERWISE}",
             file=path,
