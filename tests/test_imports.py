@@ -90,6 +90,18 @@ def test_no_module_has_the_name_of_a_folder_beside_it():
     assert not {path for path in folders if path.with_suffix(".py").exists()}
 
 
+def test_no_private_name_is_imported():
+    private = {
+        f"{module}: {node.module}.{alias.name}"
+        for module in MODULES
+        for node in nodes(module)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpcgnn")
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    }
+    assert not private
+
+
 def test_no_public_class_name_exists_twice():
     modules_of = defaultdict(list)
     for module in MODULES:
