@@ -95,7 +95,7 @@ def _plain(data: Any, form: Form, labels_as: str | None, ids: str | None) -> Sou
         raise InputError("ids: has no array of this name", file=file, value=ids)
     arrays, notes = _node_arrays(data, count, ids or IDS)
     if ids is not None and IDS not in arrays:
-        raise InputError("ids: is no array of the nodes", file=file, value=ids)
+        raise InputError("ids: is not an array of the nodes", file=file, value=ids)
     nodes = nodes_of(file, arrays, count, form, labels_as=labels_as)
     nodes.notes += notes
     relations = data.num_relations if "num_relations" in data else None
@@ -162,7 +162,7 @@ def _node_arrays(store: Any, count: int, ids: str = IDS) -> tuple[dict[str, Any]
     Args:
         ids: name of what names the nodes, which becomes `original_ids`.
     """
-    arrays, others = {}, []
+    arrays, others, replaced = {}, [], []
     for name in store.keys() if callable(store.keys) else store.keys:
         if name in _STRUCTURE or store[name] is None:
             continue
@@ -170,6 +170,9 @@ def _node_arrays(store: Any, count: int, ids: str = IDS) -> tuple[dict[str, Any]
             arrays[IDS] = ids_of(store[name])
             if arrays[IDS] is None:
                 raise InputError(f"{name}: ids of nodes are integers or a list of texts")
+            continue
+        if name == IDS:
+            replaced.append(f"{IDS} are ignored, since {ids} names the nodes")
             continue
         array = array_of(store[name])
         known = name in ("x", "y", "train_mask", "val_mask", "test_mask", "node_type")
@@ -183,7 +186,7 @@ def _node_arrays(store: Any, count: int, ids: str = IDS) -> tuple[dict[str, Any]
         notes.append(
             f"the nodes are named by their rows: from_pyg(..., ids={like[0]!r}) takes {like[0]}"
         )
-    return arrays, notes
+    return arrays, notes + replaced
 
 
 def to_pyg(path: str | Path) -> Data | HeteroData:
