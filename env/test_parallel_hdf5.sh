@@ -57,7 +57,7 @@ hpcgnn() {
     local launcher=()
     [ "$1" = 0 ] || launcher=(mpiexec -n "$1")
     shift
-    "${launcher[@]}" python -m hpcgnn.cli.main "$@"
+    "${launcher[@]}" python -m hpcgnn "$@"
 }
 
 # The same with the HDF5 and the MPI of VENV.

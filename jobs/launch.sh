@@ -44,7 +44,7 @@ absolute PATH LD_LIBRARY_PATH PYTHONPATH
 export PATH="$HPCGNN_VENV/bin:$PATH" PYTHONSAFEPATH=1
 
 # -P: no code of the folder the job was submitted in.
-serial() { python -P -m hpcgnn.cli.main "$@"; }
+serial() { python -P -m hpcgnn "$@"; }
 
 step=
 interrupted=
@@ -59,14 +59,14 @@ forward() {
 launch() {
     local status=0
     if [ -z "${SLURM_JOB_ID:-}" ]; then
-        mpiexec -n "$HPCGNN_RANKS" python -P -m hpcgnn.cli.main "$@"
+        mpiexec -n "$HPCGNN_RANKS" python -P -m hpcgnn "$@"
         return
     fi
     trap 'forward USR1' USR1
     trap 'forward TERM' TERM
     # In the background: bash runs a trap only between commands or while it waits.
     srun --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" "$HPCGNN_HOME/jobs/rank.sh" \
-        python -P -m hpcgnn.cli.main "$@" &
+        python -P -m hpcgnn "$@" &
     step=$!
     wait "$step" || status=$?
     # A trap ends `wait` early with its own status: wait again.

@@ -26,7 +26,7 @@ import h5py
 import numpy as np
 
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
-HPCGNN = (sys.executable, "-m", "hpcgnn.cli.main")
+HPCGNN = (sys.executable, "-m", "hpcgnn")
 
 
 def run(command: Sequence[object], ranks: int = 0) -> str:

@@ -56,7 +56,7 @@ def shell(loaded_python, tmp_path):
         pytest.skip("no mpiexec found")
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, options in (("hpcgnn", "-m hpcgnn.cli.main"), ("python", "")):
+    for name, options in (("hpcgnn", "-m hpcgnn"), ("python", "")):
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec "{loaded_python}" {options} "$@"\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)

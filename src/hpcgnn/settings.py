@@ -161,6 +161,19 @@ def parse_size(text: str) -> int:
     return size
 
 
+def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of JSON that people write: `json` would keep the last of equal names.
+
+    Raises:
+        ValueError: a name occurs twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} occurs twice")
+    return found
+
+
 def read_text(path: Path) -> str:
     """Return the content of a settings file.
 

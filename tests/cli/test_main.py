@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hpcgnn.cli.main import SERIAL, VERBS, main
+from hpcgnn.cli.main import SERIAL, VERBS, Command, main
 from tests.cli.test_places import mpiexec
 
 
@@ -103,6 +103,18 @@ def test_serial_verbs_run_on_rank_0_and_print_a_note(rank, monkeypatch, capsys):
         not rank
     )
     assert ("/no/such.h5" in err) == (not rank)
+
+
+@pytest.mark.parametrize("shown", ["--version", "--help", "--print-completion bash"])
+def test_what_every_rank_is_asked_to_show_is_printed_once(shown, monkeypatch, capsys):
+    pytest.importorskip("shtab")
+    monkeypatch.setenv("PMI_SIZE", "4")
+    sizes = []
+    for rank in range(4):
+        monkeypatch.setenv("PMI_RANK", str(rank))
+        assert Command.read(shown.split()).helped
+        sizes.append(len(capsys.readouterr().out))
+    assert sizes[0] > 0 and sizes[1:] == [0, 0, 0]
 
 
 def test_the_list_of_serial_verbs_is_complete():

@@ -51,6 +51,8 @@ def test_a_file_changes_only_the_settings_it_names_of_an_earlier_run(tmp_path):
     whole.write_text("{")
     assert "this is not a settings file" in refused("/dev/zero")
     assert "is not JSON" in refused(str(whole))
+    whole.write_text('{"model": {"hidden": 16, "hidden": 32}}')
+    assert "'hidden' occurs twice" in refused(str(whole))
 
 
 @pytest.mark.parametrize(

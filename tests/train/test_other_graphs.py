@@ -74,6 +74,18 @@ def test_predicting_on_another_graph_needs_no_labels(comm, trained):
     assert larger.shape == (70, 3)
 
 
+def test_relations_of_another_graph_are_matched_by_number_and_a_note_says_so(comm, trained, capfd):
+    whole = random_graph(40, 160, seed=1, num_relations=2)
+    path, checkpoint = found = trained()
+    predict(comm, found)
+    assert "matched by number" not in capfd.readouterr().err
+    graph = replace(distribute(whole, comm), graph_fingerprint="f" * 16)
+    Predictor(graph, checkpoint, path)
+    assert "matched by number" not in capfd.readouterr().err
+    Predictor(replace(graph, graph_fingerprint="e" * 16), checkpoint, path, any_graph=True)
+    assert ("matched by number" in capfd.readouterr().err) == (comm.rank == 0)
+
+
 def test_models_that_read_labels_require_them(comm, trained):
     found = trained(labels_as_input=0.5)
     expected, _ = predict(comm, found)

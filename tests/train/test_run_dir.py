@@ -113,6 +113,24 @@ def test_a_folder_in_place_of_a_marker_file_is_refused(comm, shared_path):
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("name", ["best.h5", "last.h5"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_checkpoints_that_cannot_be_replaced_are_refused_before_training(
+    comm, shared_path, name, kind
+):
+    path = shared_path / "checkpoints" / name
+    if comm.rank == 0:
+        path.parent.mkdir()
+        if kind == "link":
+            path.symlink_to(shared_path / "nowhere")
+        else:
+            os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    comm.barrier()
+    with pytest.raises(OutputError, match=f"{name}: .*(link|pipe|folder)"), held(shared_path, comm):
+        pass
+
+
+@pytest.mark.mpi
 def test_a_run_directory_that_cannot_be_created_is_refused_on_all_ranks(comm, shared_path):
     if comm.rank == 0:
         (shared_path / "file").write_text("")

@@ -236,8 +236,8 @@ def _with_choices(parser: argparse.ArgumentParser, message: str) -> str:
     return f"{start}: {', '.join(shown)}"
 
 
-def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:
-    """Print the script that lets a shell complete verbs and options.
+def completion(parser: argparse.ArgumentParser, shell: str) -> str:
+    """Return the script that lets a shell complete verbs and options.
 
     Raises:
         InputError: unknown shell, or shtab is not installed.
@@ -250,7 +250,8 @@ def print_completion(parser: argparse.ArgumentParser, shell: str) -> None:
         shells = ", ".join(shtab.SUPPORTED_SHELLS)
         raise InputError(f"--print-completion supports {shells}", value=shell)
     _complete_files(parser, shtab.FILE)
-    print(shtab.complete(parser, shell))
+    script: str = shtab.complete(parser, shell)
+    return script
 
 
 def _complete_files(parser: argparse.ArgumentParser, files: object) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hpcgnn import system
 from hpcgnn.cli import displays, streams
-from hpcgnn.cli.help import FIRST_STEPS, explain, print_completion, shape
+from hpcgnn.cli.help import FIRST_STEPS, completion, explain, shape
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.launcher import forgone, launched
@@ -145,7 +145,9 @@ class Command:
             _check_folder()
             if argv and argv[0] == "--print-completion":
                 modules = {name: _module(name) for name in VERBS}
-                print_completion(_parser(modules, ["--help-all"]), " ".join(argv[1:]))
+                script = completion(_parser(modules, ["--help-all"]), " ".join(argv[1:]))
+                if launched()[0] == 0:
+                    print(script)
                 raise SystemExit(0)
             if command.verb is not None:
                 _check_room(_ROOM.get(command.verb, _ROOM_WITH_MPI))

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from hpcgnn.errors import InputError, printable
 from hpcgnn.models.settings import OWN, ModelSettings
 from hpcgnn.sar.settings import StreamingSettings
-from hpcgnn.settings import Section, Setting, Value, declared, flag, nearest, read_text
+from hpcgnn.settings import Section, Setting, Value, declared, flag, named_once, nearest, read_text
 from hpcgnn.tasks.settings import TaskSettings
 from hpcgnn.train.settings import (
     CheckpointSettings,
@@ -272,7 +272,10 @@ def _read(path: Path) -> dict[str, Any]:
     kind = "JSON" if path.suffix == ".json" else "TOML"
     text = read_text(path)
     try:
-        values = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+        if kind == "JSON":
+            values = json.loads(text, object_pairs_hook=named_once)
+        else:
+            values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # syntax, too many digits or nesting
         raise InputError(f"is not {kind}: {error}", file=path) from error
     from_mapping(values, path)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, printable
+from hpcgnn.errors import InputError, printable, warn
 from hpcgnn.graph.arguments import check_graph, check_module
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
@@ -101,6 +101,8 @@ class Predictor:
                 f"{graph.graph_fingerprint}); --any-graph applies it anyway",
                 file=path,
             )
+        if not same:
+            _say_numbered(graph)
         self.graph = graph = configure(graph, config)
         self.task = _task(graph, checkpoint, path) if task is None else as_task(task)
         self.graph = graph = self.task.prepare(graph)
@@ -261,6 +263,15 @@ def predict(
                 texts = node_texts(graph, None, named_by=result.named_by, trained_on=trained_on)
         write_predictions(Path(out), graph, result.rows, attributes, texts, result.numbers)
     return result
+
+
+def _say_numbered(graph: PartitionedGraph) -> None:
+    """Checkpoints know types and relations by number alone."""
+    if graph.comm.rank == 0 and max(graph.num_types, graph.num_relations) > 1:
+        warn(
+            "hpcgnn: note: types of nodes and relations are matched by number: this graph must "
+            "have been converted with the same ones, in the same order"
+        )
 
 
 class _Unknown(TaskDefaults):

@@ -145,6 +145,10 @@ def test_graphsaint_folders(convert, refused, tmp_path, capfd):
         ("class_map.json", '{"7": 1}', "class_map.json: nodes are numbered 0 .. 4 (found '7')"),
         ("class_map.json", '{"1": 1, "2": [1]}', "2: must hold labels of the same form"),
         ("class_map.json", '{"1": 1', "class_map.json: is not JSON"),
+        ("class_map.json", '{"1": 1, "2": 0, "1": 0}', "'1' occurs twice"),
+        ("class_map.json", '{"1": 1, "2": 0, "01": 0}', "01: this node occurs twice"),
+        ("class_map.json", '{"1": true}', "1: must hold integers"),
+        ("role.json", '{"tr": [1], "va": [], "te": [], "tr": [2]}', "'tr' occurs twice"),
         ("role.json", '{"tr": [1]}', "va: must be a list of node numbers"),
         ("role.json", '{"tr": [1], "va": [9], "te": []}', "node indices lie in 0 .. 4"),
     ):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.settings import named_once
 from hpcgnn.storage.importers.arrays import Archive, ArraySource
 from hpcgnn.storage.importers.csr import scipy_matrix
 from hpcgnn.storage.importers.npz import read_sparse_features, read_split
@@ -176,7 +177,7 @@ def _load(path: Path, options: ImportOptions) -> dict[str, Any]:
     if len(data) > options.limit // _JSON:
         raise InputError("takes more memory than is allowed: raise --memory", file=path)
     try:
-        found = json.loads(data)
+        found = json.loads(data, object_pairs_hook=named_once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not JSON: {str(error)[:80]}", file=path) from None
     if not isinstance(found, dict):
@@ -190,11 +191,15 @@ def _class_map(path: Path, number: int, options: ImportOptions) -> tuple[Column,
     first = next(iter(found.values()), 0)
     several, width = isinstance(first, list), len(first) if isinstance(first, list) else 1
     labels = np.full((number, width) if several else number, -1, np.int64)
+    seen = np.zeros(number, bool)
     for name, value in found.items():
         row = _index(name, number, path)
+        if seen[row]:
+            raise InputError("this node occurs twice", file=path, dataset=name)
+        seen[row] = True
         if isinstance(value, list) != several or (several and len(value) != width):
             raise InputError("must hold labels of the same form", file=path, dataset=name)
-        if not all(isinstance(v, int) for v in (value if several else [value])):
+        if not all(type(v) is int for v in (value if several else [value])):
             raise InputError("must hold integers", file=path, dataset=name, value=str(value)[:60])
         labels[row] = np.clip(value, -1, 1 << 31)
     return Column(path, "labels", iter([labels])), "several" if several else "classes"
