@@ -43,10 +43,14 @@ def test_a_full_disk_under_the_result_is_an_error_once(full):
         ("info nope.h5", "2> /dev/full", 2),
         ("info nope.h5", ">&- 2>&-", 2),
         ("--version", ">&-", 0),
-        ("--version", "> /dev/full", 0),
+        ("--version", "> /dev/full", 2),
+        ("train --help", "> /dev/full", 2),
+        ("--print-completion bash", "> /dev/full", 2),
     ],
 )
-def test_a_closed_or_full_output_keeps_the_exit_status(arguments, redirection, status, tmp_path):
+def test_a_closed_or_full_output_has_the_right_exit_status(
+    arguments, redirection, status, tmp_path
+):
     command = f"{sys.executable} -m hpcgnn {arguments} {redirection}"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (status, False)

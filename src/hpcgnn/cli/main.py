@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         system.set_up()
-        streams.set_up(log=bool(argv) and argv[0] not in SHOWING)
+        streams.set_up(log=bool(argv) and argv[0] not in SHOWING and not _shows_help(argv))
         with terminable(), _without_mpi(argv):
             command = Command.read(argv)
             with command.listening():
@@ -267,8 +267,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _without_mpi(argv: list[str]) -> AbstractContextManager[None]:
     """Return a context without MPI for help and serial verbs: a login node may refuse MPI."""
-    alone = bool(argv) and (argv[0] in SERIAL or not set(_HELPS).isdisjoint(argv))
+    alone = bool(argv) and (argv[0] in SERIAL or _shows_help(argv))
     return forgone() if alone and launched()[1] == 1 else nullcontext()
+
+
+def _shows_help(argv: list[str]) -> bool:
+    return not set(_HELPS).isdisjoint(argv)
 
 
 def _check_folder() -> None:

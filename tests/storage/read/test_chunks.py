@@ -13,6 +13,7 @@ from h5py import h5d, h5p, h5s, h5t, h5z
 from hpcgnn.cli import main
 from hpcgnn.errors import InputError
 from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.storage.read.reader import Reader
 from hpcgnn.storage.write import atomic
 from tests.storage.files import graph_content
 from tests.storage.write.test_graph_writer import write
@@ -108,6 +109,32 @@ def test_a_small_chunk_that_decompresses_to_too_much_is_refused(tmp_path, monkey
     with GraphFile(path) as graph, pytest.raises(InputError, match="doesn't unpack"):
         graph.read_nodes(0, ROWS)
     assert asked == [BYTES + 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunk", "words"),
+    [
+        (1 << 31, 1, "claims to have 2147483648 chunks in a file of"),  # HDF5 looks for each one
+        (9, 1 << 23, "has chunks of 33554432 B for 36 B of data"),
+        (9, 1 << 27, "has chunks above 256 MiB"),
+        ((1 << 16) + 1, 1, "has 65537 chunks of 4 B: write it in larger chunks"),
+    ],
+)
+def test_false_chunk_shapes_are_refused_before_a_look_at_the_chunks(
+    tmp_path, capsys, rows, chunk, words
+):
+    path = graph_content().write(tmp_path / "g.h5")
+    with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
+        made = file.create_dataset(
+            "more", (rows,), "f4", chunks=(chunk,), maxshape=(None,), fletcher32=True
+        )
+        if rows < 1 << 20:
+            made[...] = 1
+    assert main.main(["info", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"hpcgnn: error: {path}: more: {words}")
+    with Reader(path, None) as reader, pytest.raises(InputError, match=words):
+        reader.column("more", ("float32",), (None,))
 
 
 @pytest.mark.parametrize("what", ["group", "attribute"])

@@ -17,11 +17,10 @@ from hpcgnn.comm.liveness.termination import held
 from hpcgnn.errors import HpcgnnError, InputError
 from hpcgnn.storage.checks import Place, nesting
 from hpcgnn.storage.fingerprint import fingerprint
-from hpcgnn.storage.read.chunks import StoredChunks
+from hpcgnn.storage.read.chunks import StoredChunks, check_declared
 from hpcgnn.storage.schema import (
     CHUNK_BYTES,
     GRAPH,
-    MAX_CHUNK_BYTES,
     MAX_WIDTH,
     NEWEST_VERSION,
     PARTITION,
@@ -146,12 +145,10 @@ class Reader:
             raise place.error(f"must have shape {lengths}", actual)
         if chunks is None or not checked:
             raise place.error("has no checksums (fletcher32); write the file with this package")
-        if prod(chunks) * kind.itemsize > MAX_CHUNK_BYTES:
-            raise place.error("has chunks above 256 MiB", chunks)
+        wanted = check_declared(found, self.size, place)
         with self._mapped(name):
             present, stored = found.id.get_num_chunks(), found.id.get_storage_size()
-        wanted = prod(-(-length // chunk) for length, chunk in zip(actual, chunks, strict=True))
-        if present != wanted or stored * _MAX_INFLATION < found.nbytes:
+        if present != wanted or stored * _MAX_INFLATION < prod(actual) * kind.itemsize:
             raise place.error(f"is incomplete: it has {present} of {wanted} chunks")
         return StoredColumn(self, name, found)
 
@@ -172,6 +169,8 @@ class Reader:
         def visit(name: str, item: object) -> None:
             _text(name)
             if isinstance(item, h5py.Dataset):
+                if item.chunks is not None:
+                    check_declared(item, self.size, self.place(name))
                 found.append(
                     {
                         "name": name,
