@@ -221,7 +221,11 @@ def nothing():
         ("Net", "hiden=3", "Net has no argument hiden, .*: did you mean hidden"),
         ("Net", "depth=3", "Net has no argument depth, .*: it takes hidden, classes"),
         ("Net", "graph=3,hidden=1,classes=2", "Net gets the graph as `graph`: leave it out of"),
-        ("OfPyg", "", r"unfit.py, line 12: the first argument of OfPyg, here `inputs`, is the graph"),
+        (
+            "OfPyg",
+            "",
+            r"unfit.py, line 12: the first argument of OfPyg, here `inputs`, is the graph",
+        ),
         ("Widths", "", r"unfit.py, line 17: .*, here `in_channels`, is the graph; .*: InputError"),
         ("Attributes", "", r"line 22: .*, here `data`, is the graph; .*features.shape\[1\]"),
         ("nothing", "", "nothing takes no argument: it is called with the graph"),
