@@ -27,8 +27,8 @@ from hpcgnn.tasks.build import find_task
 from hpcgnn.tasks.classes import MultiClass
 from hpcgnn.tasks.edges import EdgeTask
 from hpcgnn.tasks.pairs import ids_of_pairs
-from hpcgnn.tasks.settings import shown
-from hpcgnn.tasks.task import LABELS, OWN, SPLITS, Task, TaskDefaults, as_task
+from hpcgnn.tasks.settings import LABELS, shown
+from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint import file as files

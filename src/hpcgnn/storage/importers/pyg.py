@@ -53,7 +53,8 @@ def read_pyg(path: Path, options: ImportOptions) -> Source:
     if edges:
         return _heterogeneous(path, nodes, edges, options)
     store = dict(stores[None])
-    ids, name = _pop_ids(path, {"": store}, options)[""]
+    notes: list[str] = []
+    ids, name = _pop_ids(path, {"": store}, options, notes)[""]
     arrays, others = _arrays(path, "", store)
     if "edge_label_index" in arrays:  # pairs to be scored, none of them edges of the graph
         others += [name for name in _SCORED if arrays.pop(name, None) is not None]
@@ -64,14 +65,18 @@ def read_pyg(path: Path, options: ImportOptions) -> Source:
         source.num_nodes = len(ids) if source.num_nodes is None else source.num_nodes
         source.nodes.names = ListedNames(ids, source.num_nodes, Column(path, name, iter(())))
     elif ids is None:
-        source.notes += _ids_note({"": store})
+        notes += _ids_note({"": store})
+    source.notes += notes
     return source
 
 
 def _pop_ids(
-    path: Path, stores: dict[str, dict[str, Any]], options: ImportOptions
+    path: Path, stores: dict[str, dict[str, Any]], options: ImportOptions, notes: list[str]
 ) -> dict[str, tuple[list[str] | np.ndarray | None, str]]:
     """Remove what names the nodes of each type, and return it, texts, integers or None, by type.
+
+    Args:
+        notes: receives notes to the user.
 
     Raises:
         InputError: --id names an array that no type has, or that is neither.
@@ -92,6 +97,8 @@ def _pop_ids(
             message = "ids of nodes are integers or a list of texts"
             raise InputError(message, file=path, dataset=f"{kind}.{name}" if kind else name)
         found[kind] = (list(value) if isinstance(value, tuple) else value, name)
+        if name != IDS and store.pop(IDS, None) is not None:
+            notes.append(f"{f'{kind}.' if kind else ''}{IDS} are ignored: {name} names the nodes")
     return found
 
 
@@ -207,8 +214,9 @@ def _heterogeneous(
 ) -> Source:
     """Return a graph with the node types one after the other and a relation for each edge type."""
     others: list[str] = []
-    ids = _pop_ids(path, nodes, options)
-    notes = _ids_note({kind: store for kind, store in nodes.items() if ids[kind][0] is None})
+    notes: list[str] = []
+    ids = _pop_ids(path, nodes, options, notes)
+    notes += _ids_note({kind: store for kind, store in nodes.items() if ids[kind][0] is None})
     of_nodes: dict[str, dict[str, np.ndarray]] = {}
     of_edges: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
     for kind, store in nodes.items():
