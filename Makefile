@@ -1,5 +1,5 @@
 # make demo    install, then generate, partition, train and predict a small graph on 2 ranks
-# make test    install what the tests need, then checks and tests on 1 rank and on RANKS
+# make test    install what the tests need, then run checks, and tests on 1 rank and on RANKS
 # make test-quick    for quick feedback: style, types, and the quick tests on 1 rank and on 2
 # make setup   install only
 # make test-parallel-hdf5    the pipeline and the storage tests in a second environment whose h5py is
@@ -7,7 +7,7 @@
 # make test-cuda   compile every CUDA kernel for A100 and H100, if nvcc is installed
 # make test-gpu    the tests that need a GPU, in an environment made with CUDA=12 or 13
 # make test-sanitized    the C++ kernels' tests under AddressSanitizer and UBSan
-# Choices (VENV, PYTHON, TORCH, MPI, HDF5, PARMETIS ...) are explained in env/install.sh.
+# Variables (VENV, PYTHON, TORCH, MPI, HDF5, PARMETIS ...) are explained in env/install.sh.
 
 VENV ?= .venv
 RANKS ?= 2 3 4 7

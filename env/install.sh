@@ -3,7 +3,7 @@
 #
 #     env/install.sh [--test]
 #
-# --test adds what the tests need. A second call does only what has changed since. Variables:
+# --test adds what the tests need. Another call repeats only steps whose files changed. Variables:
 #   VENV         the environment's folder                               (.venv)
 #   PYTHON       the Python (3.11 or newer) it is made from             (python3)
 #   CUDA         12, 13: torch with that CUDA, and CuPy; none   (as VENV was made; none if it is new)
@@ -31,7 +31,7 @@ fail() {
 
 pip() { "$VENV/bin/python" -m pip "$@"; }
 
-# step NAME FILE-OR-WORD... -- COMMAND...: runs COMMAND unless it already has with the same files.
+# step NAME FILE-OR-WORD... -- COMMAND...: runs COMMAND unless it ran before with the same files.
 step() {
     local name=$1 key=() began=$SECONDS stamp
     shift

@@ -19,7 +19,7 @@ bin=$(dirname "$("$python" -P -c 'import sys; print(sys.executable)')")
 site=$("$python" -P -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 
 if [ $force = no ] && ls "$site"/mgmetis/_cython/parmetis64*.so >/dev/null 2>&1; then
-    echo "ParMETIS is already there: $site/mgmetis/_cython (--force builds it again)"
+    echo "ParMETIS is already installed: $site/mgmetis/_cython (--force builds it again)"
     exit 0
 fi
 
@@ -38,7 +38,7 @@ ParMETIS 4.0.3 is built from the source package mgmetis 0.1.1 (pypi.org/project/
   hpcgnn ships nothing of it. Without it: hpcgnn partition --method kaminpar|streaming|random|block
 NOTICE
 
-# mgmetis asks mpi4py for the compiler, and mpi4py's wheels carry no mpi.cfg.
+# mgmetis takes the compiler from mpi4py's mpi.cfg, which mpi4py's wheels lack.
 cfg=$("$python" -P -c 'import mpi4py, os; print(os.path.dirname(mpi4py.__file__))')/mpi.cfg
 saved=
 if [ -e "$cfg" ]; then

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Style, types, scripts, then the tests: all of them on one rank, those marked mpi on the numbers of
 # ranks given. `make test` calls it with the environment's programs first in PATH.
-# --quick: style, types, the quick tests that run on one rank alone, and on two ranks those of the
-# rooms whose code sends messages, with the golden losses.
+# --quick: style, types, quick tests not marked mpi on one rank, and on two ranks the quick tests of
+# the packages that send messages, and the golden losses.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset OMP_NUM_THREADS  # nproc would answer with it
 cores=$(($(nproc) < 4 ? $(nproc) : 4))
 export OMP_NUM_THREADS=1
-# Hundreds of processes import what the first of them has compiled, whatever the shell was told.
+# Hundreds of processes import the bytecode that the first one wrote, even if the shell forbids it.
 unset PYTHONDONTWRITEBYTECODE
 
 failed=()
-# check NAME COMMAND...: runs COMMAND; a failure is remembered, and the next check goes on.
+# check NAME COMMAND...: runs COMMAND; after a failure, which is recorded, the next check runs.
 check() {
     local name=$1 began=$SECONDS
     shift
@@ -21,12 +21,13 @@ check() {
     echo "== $name: $((SECONDS - began)) s"
 }
 
-# on_ranks RANKS [PATH OR OPTION...]: one rank's report is enough; the traceback of a failing rank
-# comes on its stderr. Many ranks share few cores, so each number runs what it alone can show: on 3
-# a rank sends to one and receives from another (layers are compared with PyTorch Geometric's there
-# and on one rank, so not on 2); of 4, two exchange rows with each other in the second step; 7 share
-# few graphs evenly, some of them hold nothing; 8 are many that wait for a late one. Where ranks share
-# cores, a rank that waits inside MPI (as ParMETIS does) sleeps: MPICH's own way is to spin.
+# on_ranks RANKS [PATH OR OPTION...]: only rank 0 prints its report; the traceback of a failing rank
+# is printed on its stderr. Ranks share few cores, so each number of ranks runs only tests that need
+# it: with 3, a rank sends to one rank and receives from another (layers are compared with PyTorch
+# Geometric's there and on one rank, not on 2); with 4, two ranks exchange rows with each other in the
+# second step; 7 ranks divide few graphs evenly, and some hold nothing; with 8, many ranks wait for a
+# late one. Where ranks share cores, a rank that waits inside MPI (in ParMETIS, for example) sleeps,
+# instead of spinning as MPICH does by default.
 on_ranks() {
     local ranks=$1 folders=(tests --ignore=tests/nn/test_{against_pyg,message_layers}.py)
     shift
@@ -48,7 +49,7 @@ on_ranks() {
         python -m pytest "${folders[@]}" -m mpi -q "$@"
 }
 
-# show PROCESS LOG: waits for the process, prints what it wrote; its status.
+# show PROCESS LOG: waits for the process, prints its log and returns its status.
 show() {
     local status=0
     wait "$1" || status=$?
@@ -56,7 +57,7 @@ show() {
     return "$status"
 }
 
-# beside LOG COMMAND...: starts COMMAND beside what comes next; `show` waits for it.
+# beside LOG COMMAND...: starts COMMAND in the background; `show` waits for it.
 beside() {
     local log=$1
     shift
@@ -81,19 +82,19 @@ quick() {
         tests/train/test_golden_losses.py --quick
 }
 
-# full RANKS...
+# full RANKS...: all tests.
 full() {
-    # Without Slurm its tests are skipped and say so. APT=no installs nothing.
+    # Without Slurm its tests are skipped, with a message. APT=no installs nothing.
     if [ "${APT:-yes}" = yes ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
         ! PATH=$PATH:/usr/sbin command -v slurmd >/dev/null; then
         echo "== env/debian.sh slurm"
         env/debian.sh slurm >/dev/null || echo "== apt-get found no Slurm"
     fi
-    # They wait more than they work.
+    # These tests mostly wait.
     beside "$logs/slurm" python -m pytest tests/slurm -q
     local slurm=$!
     check scripts shellcheck env/*.sh jobs/*.sh jobs/*.sbatch jobs/profiles/*.sh .ci/run
-    # One worker more than cores: some tests wait for time to pass. `make test-cuda` compiles for GPUs.
+    # One more worker than cores, since some tests sleep. `make test-cuda` compiles for GPUs.
     check "tests, 1 rank" python -m pytest tests -q --ignore=tests/slurm --durations=12 \
         --deselect tests/kernels/test_cuda_compile.py::test_compiles_without_warnings_and_large_spills \
         -n "$((cores < 4 ? cores + 1 : 4))" "${by_file[@]}"

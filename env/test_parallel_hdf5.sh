@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline and the storage tests with an h5py built on parallel HDF5. `make test-parallel-hdf5`
-# calls it. It makes a second environment, PARALLEL, that shares VENV's packages (VENV: `make test`
-# made it), and skips, with the reason in one line, only where that can't be built. Variables:
+# calls it. It makes a second environment, PARALLEL, that shares the packages of VENV, which `make
+# test` made. If that can't be built, the tests are skipped, with the reason in one line. Variables:
 #   VENV, PARALLEL  the environments                              (.venv, .venv-parallel)
 #   HDF5_DIR        parallel HDF5                                 (Debian's for Open MPI)
 #   MPICC           compiler of its MPI, beside its mpiexec       (/usr/bin/mpicc)
@@ -52,7 +52,7 @@ PYTHON
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
-# hpcgnn RANKS VERB...; 0: a verb that is not started under mpiexec.
+# hpcgnn RANKS VERB...: runs a verb; with 0 ranks, without mpiexec.
 hpcgnn() {
     local launcher=()
     [ "$1" = 0 ] || launcher=(mpiexec -n "$1")
@@ -125,7 +125,7 @@ np.savez(
 PYTHON
 }
 
-# pipeline NAME RANKS PARTITION-OPTIONS...: both kinds must predict the same from its files.
+# pipeline NAME RANKS PARTITION-OPTIONS...: both environments must predict the same from its files.
 pipeline() {
     local name=$1 ranks=$2 graph=$folder/$1.h5 parts=$folder/$1-parts.h5 run=$folder/$1-run
     shift 2
@@ -137,7 +137,7 @@ pipeline() {
     same allclose "$folder/$name-classes.h5" "$folder/$name-usual-classes.h5"
 }
 
-# partitions NAME RANKS OPTIONS...: both kinds must make the same partition file.
+# partitions NAME RANKS OPTIONS...: both environments must make the same partition file.
 partitions() {
     local name=$1 ranks=$2 graph=$folder/$1.h5 parts=$folder/$1-again.h5
     shift 2
@@ -148,7 +148,7 @@ partitions() {
 
 # VENV's ParMETIS belongs to VENV's MPI, but PT-Scotch's may be installed for this one.
 method=parmetis
-if ! python -c 'from hpcgnn.partition.pyparmetis import binding as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
+if ! python -c 'from hpcgnn.partition.pyparmetis import builds as p; print("==", p.open_library(p.find()))' 2>/dev/null; then
     method=kaminpar
     echo "== no ParMETIS for this MPI, so KaMinPar (\`sudo env/debian.sh scotch\` installs PT-Scotch's)"
 fi

@@ -3,8 +3,8 @@
 #     jobs/accuracy.sh [ROW...]                     here, on HPCGNN_RANKS (2) ranks
 #     sbatch --ntasks=2 jobs/accuracy.sh [ROW...]   as a job, which resumes where it was stopped
 # A row is GRAPH/MODEL, such as cora/gcn; all of them by default. HPCGNN_TEST_DATA is the folder of
-# the graphs, SEEDS the seeds, RESULTS where runs go (runs/accuracy); finished runs are kept. OPTIONS is
-# for every run: OPTIONS="--precision bf16" RESULTS=runs/bf16 jobs/accuracy.sh
+# the graphs, SEEDS the seeds, RESULTS the folder of the runs (runs/accuracy); finished runs are kept. OPTIONS
+# are added to every run: OPTIONS="--precision bf16" RESULTS=runs/bf16 jobs/accuracy.sh
 #SBATCH --job-name=accuracy
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
@@ -39,7 +39,7 @@ minesweeper/gcn 89.5 $mines
 minesweeper/sage 93.0 $mines
 aifb/rgcn 91.0 --layers 2 --hidden 16 --embedding 16 --dropout 0 --lr 0.01 --weight-decay 5e-4 --epochs 50"
 
-# graph NAME: its partition in $RESULTS, made when missing.
+# graph NAME: its partition in $RESULTS, made if missing.
 graph() {
     local source=$DATA/$1.npz options=() out=$RESULTS/$1.h5
     case $1 in

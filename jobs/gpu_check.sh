@@ -10,7 +10,7 @@
 #     speed       150   `hpcgnn bench kernels` in float32 and bfloat16
 #     sanitizer   120   one kernel of each kind under compute-sanitizer, if installed
 #     counters     60   memory and issue activity of kernels by Nsight Compute, if installed
-# So a quarter of an hour is enough. Installs nothing: kernels and runs need the test environment.
+# In all this takes at most a quarter of an hour. Installs nothing: kernels and runs need the test environment.
 # Ends with a table, and status 1 if a part failed; the other parts run all the same. OUT
 # (runs/gpu_check) holds the output of each so far, and table.txt. BUDGET is the seconds of all
 # parts together, LIMIT that of every part instead of these. PYTHON, WORKERS (tests at a time, 8),

@@ -96,9 +96,8 @@ class Largest(nn.MessagePassing):
 def cost_of(graph: PartitionedGraph, width: int, step: Step) -> Cost:
     """Return the least of three costs; a first call for preparation does not count."""
     comm, blocks = graph.ring.comm, graph.in_edges.blocks
-    rows = sum(
-        block.num_columns for block in blocks
-    )  # local ones, and those that arrive in messages
+    # Rows are local ones, and those that arrive in messages.
+    rows = sum(block.num_columns for block in blocks)
     edges = sum(block.num_edges for block in blocks)
     numbers = comm.allreduce((edges + rows) * width, where="numbers")
     step()

@@ -13,7 +13,7 @@ HPCGNN_RANKS=${HPCGNN_RANKS:-2}
 export HPCGNN_HOME HPCGNN_PROFILE PYTHONUNBUFFERED=1
 
 if [ ! -f "$HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh" ]; then
-    echo "launch.sh: $HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh: not there; call sbatch in" \
+    echo "launch.sh: $HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh: no such file; call sbatch in" \
         "hpcgnn's folder or set HPCGNN_HOME, and set HPCGNN_PROFILE to a file of jobs/profiles" >&2
     exit 2
 fi
@@ -22,7 +22,7 @@ SRUN_OPTIONS=()
 source "$HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh"
 
 if [ ! -x "$HPCGNN_VENV/bin/python" ]; then
-    echo "launch.sh: $HPCGNN_VENV/bin/python: not there; run \`make setup\` (on Perlmutter" \
+    echo "launch.sh: $HPCGNN_VENV/bin/python: no such file; run \`make setup\` (on Perlmutter" \
         "env/perlmutter.sh), or activate hpcgnn's environment before sbatch, or set HPCGNN_VENV" >&2
     exit 2
 fi

@@ -21,7 +21,7 @@ from hpcgnn.partition.edges import SlabEdges, neighbours
 from hpcgnn.partition.kaminpar_process import peak
 from hpcgnn.partition.pipeline import slab_bounds
 from hpcgnn.partition.problem import parmetis_bytes
-from hpcgnn.partition.pyparmetis import binding
+from hpcgnn.partition.pyparmetis import binding, builds
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.system import resident_memory, set_up
 
@@ -30,7 +30,7 @@ def measure(comm: Communicator, path: str, num_parts: int, narrow: bool) -> None
     with GraphFile(path) as graph:
         low, high = slab_bounds(graph, comm.rank, comm.size)
         indptr = graph.read_indptr(low, high)
-        library = binding.load(comm, narrow=narrow)
+        library = builds.load(comm, narrow=narrow)
         edges = SlabEdges(low, high, indptr - indptr[0], graph.read_sources)
         bounds = np.append(0, comm.allgather(high))
         xadj, adjncy = neighbours(comm, edges, bounds, np.dtype(library.integer).type)

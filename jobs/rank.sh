@@ -6,7 +6,7 @@ set -euo pipefail
 trap '' USR1
 
 if [ -n "${HPCGNN_GPUS_PER_NODE:-}" ]; then
-    # On Perlmutter the last card is nearest the first cores.
+    # On Perlmutter the last GPU is nearest to the first cores.
     export CUDA_VISIBLE_DEVICES=$((HPCGNN_GPUS_PER_NODE - 1 - SLURM_LOCALID % HPCGNN_GPUS_PER_NODE))
 fi
 exec "$@"

@@ -29,16 +29,16 @@ from tests import forked
 from tests.standing_job import StandingJob
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Modules and tests stay: looking for garbage among them takes a sixth of the start.
+# Modules and tests are never freed: searching them for garbage takes a sixth of the start.
 gc.disable()
 
-# They start processes, compile or read real graphs: `--quick` leaves out what asks for them.
+# Fixtures that start processes, compile or read real graphs: `--quick` leaves out their tests.
 SLOW_FIXTURES = {"data", "emulated", "faulty", "loaded_python", "machine", "mpirun", "python"}
 SLOW_FIXTURES |= {"shell", "slurm"}
-QUICK_CASES = 4  # of a test: `--quick` leaves out the others
+QUICK_CASES = 4  # cases of a test that `--quick` runs
 
 
-# The longest files, begun first where several processes share the files.
+# The files that take longest, which are started first if several processes share the files.
 LONGEST = (
     "test_faults",
     "test_gpu",
@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """On several ranks, files without a test for them are not imported."""
+    """On several ranks, do not import files without a test marked `mpi`."""
     if _num_ranks() == 1 or not collection_path.match("test_*.py"):
         return None
     return "mark.mpi" not in collection_path.read_text(encoding="utf-8") or None
@@ -94,7 +94,7 @@ def _is_slow(item: pytest.Item) -> bool:
 
 
 def _some_cases(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:
-    """Few of the cases of each test, from the first on, or all where it is marked so."""
+    """Yield a few cases of each test, the first among them, or all if it is marked `every_case`."""
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
@@ -112,7 +112,7 @@ def _num_ranks() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_naps() -> None:
-    """Ranks that share cores sleep in every wait; messages of tests are short."""
+    """Let ranks that share cores sleep only briefly in waits: messages of tests are short."""
     if _num_ranks() > (os.cpu_count() or 1):
         from hpcgnn.comm.liveness import wait
 
@@ -121,7 +121,7 @@ def short_naps() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_disks() -> Iterator[None]:
-    """Files of tests need not outlive a power cut, and each `fsync` to a disk may take 10 ms."""
+    """Replace `fsync`, which may take 10 ms: files of tests need not survive a power cut."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda descriptor: os.fstat(descriptor) and None)
         yield
@@ -129,9 +129,9 @@ def no_waiting_for_disks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def comm() -> Iterator[object]:
-    """One for all tests, as many messages make it; each test of `tests/comm` has its own.
+    """One communicator for all tests, since it takes many messages to make one.
 
-    A test that leaves it unusable must make one.
+    `tests/comm` makes one per test. A test that leaves it unusable must make its own.
     """
     from hpcgnn.comm.communicator import Communicator
 
@@ -142,14 +142,14 @@ def comm() -> Iterator[object]:
 
 @pytest.fixture
 def shared_path(comm, tmp_path_factory) -> Path:
-    """A new folder that all ranks see."""
+    """A new folder, the same on all ranks."""
     path = tmp_path_factory.mktemp("shared") if comm.rank == 0 else None
     return comm.broadcast(path)
 
 
 @pytest.fixture(scope="session")
 def pyg() -> ModuleType:
-    """PyTorch Geometric's layers; imported late, as that takes as long as many tests."""
+    """PyTorch Geometric's layers; imported only if used, since that takes as long as many tests."""
     module: ModuleType = pytest.importorskip("torch_geometric.nn")
     return module
 
@@ -165,7 +165,7 @@ def pytest_runtest_makereport(item, call):
         print(f"\n=== {item.nodeid}: {call.excinfo.exconly()}", file=sys.stderr)
         traceback.print_tb(call.excinfo.value.__traceback__, limit=-8)
         sys.stderr.flush()
-        time.sleep(1)  # or the launcher loses what was written last
+        time.sleep(1)  # otherwise the launcher loses the last output
         from mpi4py import MPI
 
         MPI.COMM_WORLD.Abort(1)
@@ -173,7 +173,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def launcher(ranks: int) -> list[str]:
-    """What stands before a program that is to run on so many ranks."""
+    """Return the start of a command that runs a program on this many ranks."""
     beside = Path(sys.executable).parent / "mpiexec"
     found = str(beside) if beside.exists() else shutil.which("mpiexec")
     if found is None:
@@ -182,7 +182,7 @@ def launcher(ranks: int) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a job of its own, with one thread on each rank."""
+    """Return the environment of a separate job, with one thread per rank."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "PMIX_"))}
     return kept | {"OMP_NUM_THREADS": "1"} | more
 
@@ -213,13 +213,13 @@ def _in_this_process(*args: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def forks(*loaded_first: str, **more: str) -> Iterator[str]:
-    """The path of a `python` that has loaded PyTorch already: see tests/forked.py.
+    """Yield the path of a `python` that has already loaded PyTorch: see tests/forked.py.
 
-    It lies in a folder `bin` beside what else sets up an environment for the jobs' scripts.
+    Its folder `bin` also holds the launchers that the job scripts need in an environment.
 
     Args:
-        loaded_first: modules whose `load` is called before that.
-        more: of the environment in which they are loaded.
+        loaded_first: modules whose `load` function is called before.
+        more: environment variables for loading them.
     """
     with tempfile.TemporaryDirectory(prefix="forks-") as folder:
         path, python = f"{folder}/socket", Path(folder, "bin", "python")
@@ -241,9 +241,9 @@ def forks(*loaded_first: str, **more: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def loaded_python() -> Iterator[str]:
-    """`[loaded_python, "-m", "hpcgnn.cli.main", ...]`: as `sys.executable`, in less time.
+    """A faster `sys.executable`, as in `[loaded_python, "-m", "hpcgnn.cli.main", ...]`.
 
-    The same where PyTorch is built for GPUs, which a process had better find by itself.
+    It is `sys.executable` itself if PyTorch is built for GPUs, since a fork can't use them.
     """
     with nullcontext(sys.executable) if torch.version.cuda else forks() as python:
         yield python
@@ -253,12 +253,12 @@ def loaded_python() -> Iterator[str]:
 def jobs_of(
     module: str, folder: Callable[[str], Path], python: str, **more: str
 ) -> Iterator[Callable[[int], StandingJob]]:
-    """A function from a number of ranks to the job of `module` on so many, and to no other.
+    """Yield a function that returns the job of `module` on a number of ranks, started once.
 
     Args:
-        folder: makes one for a job.
-        python: which starts the ranks.
-        more: of their environment.
+        folder: makes a folder for a job.
+        python: the Python that the ranks run.
+        more: environment variables of the ranks.
     """
     started: dict[int, StandingJob] = {}
     root = Path(__file__).parents[1]
@@ -281,7 +281,7 @@ def jobs_of(
 
 @pytest.fixture(scope="session")
 def standing_jobs(tmp_path_factory, loaded_python) -> Iterator[Callable[[int], StandingJob]]:
-    """`standing_jobs(2)`: a job of 2 ranks that runs commands of hpcgnn."""
+    """`standing_jobs(2)` is a job of 2 ranks that runs one hpcgnn command after the other."""
     with jobs_of("tests.standing_job", tmp_path_factory.mktemp, loaded_python) as job:
         yield job
 
@@ -290,8 +290,8 @@ def standing_jobs(tmp_path_factory, loaded_python) -> Iterator[Callable[[int], S
 def mpirun(request) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`mpirun(2, "train", "g.h5")`: `hpcgnn train g.h5` on 2 ranks.
 
-    They are those of a standing job; with `alone`, `env` or `module` of a job of its own. 0 ranks:
-    in this process, or in one of its own, without mpiexec.
+    The ranks belong to a standing job, or to a new job with `alone`, `env` or `module`. With 0
+    ranks the command runs without mpiexec, in this process or, with these arguments, in a new one.
     """
 
     def run(
@@ -325,19 +325,19 @@ def mpirun(request) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def parmetis() -> Path:
-    """The ParMETIS library, or a skip."""
+    """The ParMETIS library; without one, the test is skipped."""
     from hpcgnn.errors import InputError
-    from hpcgnn.partition.pyparmetis import binding
+    from hpcgnn.partition.pyparmetis import builds
 
     try:
-        return binding.find()
+        return builds.find()
     except InputError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Folder of the real test graphs, from HPCGNN_TEST_DATA."""
+    """The folder of real test graphs that HPCGNN_TEST_DATA names."""
     folder = os.environ.get("HPCGNN_TEST_DATA")
     if not folder:
         pytest.skip("no test graphs: set HPCGNN_TEST_DATA to their folder")

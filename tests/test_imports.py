@@ -27,7 +27,7 @@ ROOMS = [
     {"graph"},
     {"comm"},
     {"kernels"},
-    {"settings", "native"},
+    {"settings", "native", "loading"},
     {"display", "errors", "sorting", "system", "timeline", "version"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
@@ -88,6 +88,18 @@ def test_there_are_no_import_cycles():
 def test_no_module_has_the_name_of_a_folder_beside_it():
     folders = {path for path in PACKAGE.rglob("*") if path.is_dir()}
     assert not {path for path in folders if path.with_suffix(".py").exists()}
+
+
+def test_no_private_name_is_imported():
+    private = {
+        f"{module}: {node.module}.{alias.name}"
+        for module in MODULES
+        for node in nodes(module)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hpcgnn")
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    }
+    assert not private
 
 
 def test_no_public_class_name_exists_twice():

@@ -11,7 +11,7 @@ HPCGNN_VENV=${HPCGNN_VENV:-${VIRTUAL_ENV:-$HPCGNN_HOME/.venv-perlmutter-gpu}}
 if [ -n "${SLURM_JOB_ID:-}" ]; then
     # shellcheck source=env/perlmutter_modules.sh
     source "$HPCGNN_HOME/env/perlmutter_modules.sh" gpu
-    # Any other GPU binding hides the ranks' cards from each other and breaks CUDA IPC.
+    # Any other GPU binding hides the ranks' GPUs from each other and breaks CUDA IPC.
     SRUN_OPTIONS=(--mpi=cray_shasta --ntasks-per-node="$HPCGNN_RANKS_PER_NODE"
         --cpus-per-task="${SLURM_CPUS_PER_TASK:-32}" --cpu-bind=cores
         --gpus-per-node=4 --gpu-bind=none)

@@ -92,7 +92,7 @@ def run(main: Callable[[Any], int | None], *, timeout: float | None = None) -> N
     """
     from hpcgnn import system
     from hpcgnn.comm import world
-    from hpcgnn.comm.loading import refuse_while_loading
+    from hpcgnn.loading import refuse_while_loading
 
     refuse_while_loading("hpcgnn.run")
     system.set_up()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import h5py
@@ -20,7 +19,7 @@ from hpcgnn.errors import (
     OutputError,
 )
 from hpcgnn.storage.read.load import load_partition
-from hpcgnn.train import open, prediction_writing
+from hpcgnn.train import label_propagation, open, prediction_writing
 from hpcgnn.train import predict as predictions
 from tests.cli.test_train import SETTINGS, arrays, write
 from tests.cli.verbs import call
@@ -39,13 +38,9 @@ def stored(comm, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def parts(comm, stored, shared_path, monkeypatch) -> Path:
+def parts(copied) -> Path:
     """A partition file in the current folder, with a part per rank, and its graph `g.h5`."""
-    monkeypatch.chdir(shared_path)
-    if comm.rank == 0:
-        shutil.copytree(stored, shared_path, dirs_exist_ok=True)
-    comm.barrier()
-    return shared_path / "parts.h5"
+    return copied / "parts.h5"
 
 
 @pytest.mark.mpi
@@ -170,7 +165,7 @@ def test_features_are_kept_where_training_kept_them(comm, parts, monkeypatch):
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("function", ["build_model", "restore_model", "_prediction"])
+@pytest.mark.parametrize("function", ["build_model", "restore_model", "scored"])
 def test_a_lack_of_memory_is_explained(comm, parts, monkeypatch, function):
     call(comm, train, parts, *SETTINGS, "--epochs", 1, "--run-dir", "a")
 
@@ -202,7 +197,7 @@ def test_a_full_disk_ends_all_ranks(comm, parts, monkeypatch, call_name, after):
         monkeypatch.setattr(os, call_name, full)
     comm.barrier()
     graph = load_partition(parts, comm)
-    found = predictions.predict_from_labels(graph)
+    found = label_propagation.predict_from_labels(graph)
     with pytest.raises(OutputError, match="No space left"):
         prediction_writing.write_predictions(Path("pr.h5"), graph, found.rows, {})
     comm.barrier()
@@ -213,14 +208,14 @@ def test_a_full_disk_ends_all_ranks(comm, parts, monkeypatch, call_name, after):
 @pytest.mark.mpi
 @pytest.mark.parametrize("first", [0, 57])
 def test_predictions_that_are_not_finite_are_reported(comm, parts, monkeypatch, capfd, first):
-    propagation = predictions.label_propagation
+    propagation = label_propagation.label_propagation
 
     def spoiled(graph, *arguments):
         scores_NC = propagation(graph, *arguments)
         scores_NC[graph.node_ids >= first, 0] = float("nan")
         return scores_NC
 
-    monkeypatch.setattr(predictions, "label_propagation", spoiled)
+    monkeypatch.setattr(label_propagation, "label_propagation", spoiled)
     if first == 0:
         with pytest.raises(NumericalError, match="no node has a finite prediction"):
             call(comm, predict, parts, "--label-propagation", "-o", "pr.h5")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import h5py
@@ -83,15 +82,6 @@ def stored(comm, tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def parts(comm, stored, shared_path, monkeypatch) -> Path:
-    monkeypatch.chdir(shared_path)
-    if comm.rank == 0:
-        shutil.copytree(stored, shared_path, dirs_exist_ok=True)
-    comm.barrier()
-    return shared_path
-
-
 def losses(run_dir: str) -> list[tuple]:
     lines = Path(run_dir, "metrics.jsonl").read_text().splitlines()
     return [tuple(json.loads(line)[name] for name in ("loss", "valid", "test")) for line in lines]
@@ -115,7 +105,7 @@ FOUND = {
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_every_task_trains_resumes_and_predicts(comm, parts, task):
+def test_every_task_trains_resumes_and_predicts(comm, copied, task):
     """On the training graph, and on one without labels, split or ids of its own."""
     options = ("--task", task, *CASES[task], *SETTINGS)
     call(comm, train, "known.p.h5", *options, "--epochs", 1, "--run-dir", "run")
@@ -157,7 +147,7 @@ def test_every_task_trains_resumes_and_predicts(comm, parts, task):
     comm.barrier()
 
 
-def test_predicted_links_are_the_held_out_ones(comm, parts):
+def test_predicted_links_are_the_held_out_ones(comm, copied):
     call(comm, train, "known.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     call(comm, predict, "known.p.h5", "run", "-o", "out.npz")
     with np.load("out.npz") as found, h5py.File("known/graph.h5") as graph:
@@ -172,7 +162,7 @@ def test_predicted_links_are_the_held_out_ones(comm, parts):
         assert 0.4 < (split == 1).mean() < 0.8
 
 
-def test_given_pairs_are_predicted(comm, parts):
+def test_given_pairs_are_predicted(comm, copied):
     call(comm, train, "known.p.h5", "--task", "links", *OF_PAIRS, "--epochs", 1, "--run-dir", "run")
     ends = np.random.default_rng(3).integers(0, N, (17, 2))
     if comm.rank == 0:
@@ -290,7 +280,7 @@ def test_unknown_node_names_are_refused(comm, named):
         comm.barrier()
 
 
-def test_mismatched_options_are_refused(comm, parts):
+def test_mismatched_options_are_refused(comm, copied):
     for options, words in (
         (("--task", "links", "--metric", "mae"), "--metric mae doesn't fit links: choose mrr"),
         (("--task", "values", "--target", "mass"), "no array of this name: speed"),

@@ -44,6 +44,19 @@ class Watched:
         return request
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 8])
+def test_in_each_step_a_rank_sends_to_one_and_receives_from_one(size):
+    """At step k rank r sends to r + k and receives from r - k: no rank waits for a busy one."""
+    for step in range(1, size):
+        to = {rank: ring_order(rank, size, +1)[step - 1] for rank in range(size)}
+        source = {rank: ring_order(rank, size, -1)[step - 1] for rank in range(size)}
+        assert to == {rank: (rank + step) % size for rank in range(size)}
+        assert source == {peer: rank for rank, peer in to.items()}
+    assert all(
+        len(ring_order(rank, size, way)) == size - 1 for rank in range(size) for way in (1, -1)
+    )
+
+
 def matrix(size: int, most: int, seed: int) -> np.ndarray:
     """Return the rows from each rank to each other; one rank in three sends or receives nothing."""
     rows = np.random.default_rng(seed).integers(0, most + 1, (size, size))

@@ -137,8 +137,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         on_device = isinstance(args[0], FakeTensor)
     copies = func in _COPIES
     crosses = _is_mixture(tensors) or (copies and fake != on_device)
-    behind = copies and (kwargs.get("non_blocking") or True in args[2:])
-    if (crosses and not behind) or (fake and _waits(func, args)):
+    asynchronous = copies and (kwargs.get("non_blocking") or True in args[2:])
+    if (crosses and not asynchronous) or (fake and _waits(func, args)):
         FakeDevice.waits.append(str(func))
     if on_device and is_launch(func) and not (copies and crosses):
         FakeDevice.launched.append(func.overloadpacket.__name__)

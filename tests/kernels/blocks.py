@@ -1,4 +1,4 @@
-"""Random blocks, and the plain edge lists they hold."""
+"""Random blocks and their edges as lists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcgnn.kernels.block import Block
 
 @dataclass
 class Edges:
-    """A block with its edges written out: edge e goes from column source[e] to row target[e]."""
+    """A block and the list of its edges: edge e goes from column source[e] to row target[e]."""
 
     block: Block
     source: Tensor
@@ -38,7 +38,7 @@ def random_edges(
     feature_width: int = 0,
     listed_rows: bool = False,
 ) -> Edges:
-    """Edges at random, with duplicates; with `listed_rows` the block names the rows it has."""
+    """Return random edges, with duplicates; with `listed_rows` the block lists its rows."""
     draw = torch.Generator().manual_seed(seed)
     if num_columns == 0 or num_rows == 0:
         num_edges = 0
@@ -71,6 +71,6 @@ def random_edges(
 
 
 def matrix(rows: int, width: int, dtype: torch.dtype, seed: int, *, pad: int = 3) -> Tensor:
-    """Normal numbers with a row stride that is no multiple of anything."""
+    """Return normally distributed numbers with a row stride that is not a power of two."""
     draw = torch.Generator().manual_seed(seed)
     return torch.randn(rows, width + pad, generator=draw, dtype=torch.float64).to(dtype)[:, :width]

@@ -12,7 +12,7 @@ from tests.kernels.emulator import Emulator
 
 @pytest.fixture
 def emulated(monkeypatch, pytestconfig) -> Emulator:
-    """For this test, kernels on CPU tensors are the CUDA sources run by the emulator."""
+    """During this test, kernels on CPU tensors are the CUDA sources, run by the emulator."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ to compile the CUDA sources with")
     emulator = Emulator(pytestconfig.cache.mkdir("emulator"))

@@ -1,6 +1,6 @@
-// The machine behind emulator.h. Threads of a block are coroutines that switch at barriers and
-// shuffles, in an order that is shuffled anew for every block; blocks run in a shuffled order too. A
-// barrier that some thread never reaches, which hangs a GPU, is reported.
+// The implementation of emulator.h. Threads of a block are coroutines that switch at barriers and
+// shuffles, in a random order that is new for every block; blocks also run in a random order. A
+// barrier that some thread never reaches, which would hang a GPU, is reported.
 #include "emulator.h"
 
 #include <setjmp.h>
@@ -26,13 +26,13 @@ struct Barrier {
     uint64_t slots[2][WARP_SIZE] = {};
 };
 
-// A context starts it; then it jumps, as a switch of contexts is two system calls.
+// It is started by a context and then switched by jumps: switching contexts takes two system calls.
 struct Thread {
     ucontext_t context;
     jmp_buf place;
     std::unique_ptr<char[]> stack{new char[STACK]};
     bool started = false, done = false;
-    const Barrier* awaited = nullptr;  // it waits until this one's phase is no longer `phase`
+    const Barrier* awaited = nullptr;  // it waits until this barrier's phase is no longer `phase`
     unsigned phase = 0;
 
     bool waits() const { return awaited && awaited->phase == phase; }
@@ -52,7 +52,7 @@ void yield() {
     if (!_setjmp(threads[current].place)) _longjmp(scheduler, 1);
 }
 
-// Until it yields.
+// Runs it until it yields.
 __attribute__((noinline)) void resume(Thread& thread) {
     if (_setjmp(scheduler)) return;
     if (thread.started) _longjmp(thread.place, 1);
@@ -158,7 +158,7 @@ const char* run(void (*body)(void**), void** given, unsigned x, unsigned y, unsi
     for (const Index& block : blocks) {
         blockIdx = block;
         if (!run_block(random)) {
-            threads.clear();  // they stand in the middle of what failed
+            threads.clear();  // they were interrupted by the failure
             return failure;
         }
     }

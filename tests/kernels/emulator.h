@@ -1,6 +1,5 @@
-// Runs CUDA kernels on the CPU, one thread of the GPU after the other, so that their indexing, their
-// masks and their reductions can be checked where there is no GPU. It says nothing about speed or about what
-// nvcc makes of the source.
+// Runs CUDA kernels on the CPU, one GPU thread after the other, to check their indexing, masks and
+// reductions without a GPU. It shows neither their speed nor how nvcc compiles them.
 #pragma once
 
 #include <math.h>
@@ -27,12 +26,12 @@ extern Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-// The value that thread `from_lane` of this warp gives; all threads of the mask must call.
+// Returns the value passed by thread `from_lane` of this warp; all threads of the mask must call it.
 uint64_t exchange(unsigned mask, uint64_t bits, int from_lane);
 int lane();
 void synchronise();
 
-// Runs x * y blocks of threads that each call body(given); null, or what went wrong.
+// Runs x * y blocks of threads that each call body(given); returns an error, or null.
 const char* run(void (*body)(void**), void** given, unsigned x, unsigned y, unsigned threads,
                 unsigned seed);
 
@@ -53,7 +52,7 @@ struct Plain<const T> {
     typedef T type;
 };
 
-// A kernel whose arguments are given as an array of addresses.
+// A kernel that takes its arguments as an array of addresses.
 template <class... P>
 struct Caller {
     static inline void (*kernel)(P...);

@@ -46,18 +46,18 @@ extern "C" const char* run%d(unsigned x, unsigned y, unsigned threads, unsigned 
     return emulator::launch(%s, x, y, threads, seed, given);
 }
 """
-# All instances of the others are compiled at once, in half the time of those that tests run.
+# All instances of the other sources are compiled together, which takes half as long as singly.
 LARGE = ("gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
 
 
 class Emulator:
-    """Takes the place of `hpcgnn.kernels.cuda.launch._start`.
+    """A replacement of `hpcgnn.kernels.cuda.launch._start`.
 
     Args:
         folder: where compiled kernels are kept.
 
     Attributes:
-        seed: of the order in which blocks and threads run; results must not depend on it.
+        seed: seed of the order in which blocks and threads run; results must not depend on it.
         launched: every kernel expression that was run.
     """
 
@@ -105,7 +105,7 @@ class Emulator:
 
     @cached_property
     def _headers(self) -> Path:
-        """A folder with emulator.h as the compiler has read it: a third of its time otherwise."""
+        """Return a folder with emulator.h precompiled, which saves a third of the time."""
         key = hashlib.sha256((HEADER.read_text() + str(FLAGS)).encode()).hexdigest()[:24]
         folder = self.folder / f"headers-{key}"
         folder.mkdir(exist_ok=True)
@@ -115,7 +115,7 @@ class Emulator:
 
 
 def _compile(path: Path, text: str, out: Path, *options: str) -> None:
-    """Compile `text`, written to `path`, unless `out` is there: ranks and workers want the same."""
+    """Compile `text`, written to `path`, unless `out` exists: ranks and workers share the file."""
     with out.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if out.exists():

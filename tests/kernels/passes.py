@@ -1,4 +1,4 @@
-"""What GPUs' kernels do at once beside the same one after the other, emulated and on GPUs."""
+"""Fused passes of the GPU kernels against the same steps one by one, emulated and on GPUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kernels.blocks import matrix, random_edges
 def loops_come_with_the_first_edges(
     heads: int, channels: int, p: float, device: torch.device
 ) -> None:
-    """As a block of their own, also of rows cut out of a block: what was there is not read."""
+    """Check self-loops in the first pass against a separate block of them, also for some rows."""
     count, width = 40, heads * channels
     block = random_edges(count, count, 300).block.to(device)
     block.end[7] = block.begin[7]
@@ -55,7 +55,7 @@ def loops_come_with_the_first_edges(
 
 
 def ends_in_one_pass(heads: int, channels: int, p: float, device: torch.device) -> None:
-    """Softmax's division, bias, ReLU and dropout; backward with <g, o>: as one after the other."""
+    """Check division by the softmax, bias, ReLU, dropout, and backward with <g, o>, in one pass."""
     count, width = 9, heads * channels
     out, grad = (matrix(count, width, torch.float32, seed, pad=0).to(device) for seed in (1, 2))
     row_sum, bias = matrix(count, heads, torch.float32, 3).abs() + 1, torch.randn(width)

@@ -33,7 +33,7 @@ SHAPES = [
 
 @dataclass
 class Problem:
-    """Inputs of one attention layer and what the kernels make of them."""
+    """Inputs of one attention layer, and the results of the kernels."""
 
     edges: Edges
     heads: int
@@ -49,7 +49,7 @@ class Problem:
         self.g = matrix(rows, self.heads * self.channels, self.dtype, 5)
 
     def forward(self, ranges=None, pieces=None):
-        """Result and log-sum-exp, block by block of columns and piece by piece of rows."""
+        """Return result and log-sum-exp, one block of columns and one piece of rows at a time."""
         block = self.edges.block
         softmax = kernels.RunningSoftmax.zeros(
             self.edges.num_rows,
@@ -83,7 +83,7 @@ class Problem:
         return kernels.Scoring(SLOPE, self.dropout, self.inputs.get("edge_weight"))
 
     def reference(self, mask=None):
-        """Result and gradients by autograd in double precision."""
+        """Return result and gradients by autograd in double precision."""
         edges, heads = self.edges, self.heads
         leaf = {name: x.double().clone().requires_grad_() for name, x in self.inputs.items()}
         score, z = self.reference_scores(leaf)
@@ -218,7 +218,7 @@ def test_rows_of_every_length(kind, degree, dtype):
 
 
 @pytest.mark.parametrize(("heads", "channels"), SHAPES)
-def test_gathers_rows_of_bfloat16_as_the_floats_they_are(heads, channels):
+def test_rows_in_bfloat16_equal_the_same_rows_in_float32(heads, channels):
     edges = random_edges(20, 15, 200, seed=channels, feature_width=2)
     problem = GAT(edges, heads, channels, torch.float32)
     z, g, found = problem.inputs["z"].bfloat16(), problem.g.bfloat16(), []
@@ -237,7 +237,7 @@ def test_gathers_rows_of_bfloat16_as_the_floats_they_are(heads, channels):
 def test_extreme_scores(kind, scale):
     problem = kind(random_edges(20, 15, 200), 4, 8, torch.float32, scale=scale)
     result, lse = problem.forward(ranges=[(0, 3), (3, 9), (9, 15)])
-    if kind is GAT:  # scores of GATv2 are themselves sums, rounded to float32: no limit of 1e-5
+    if kind is GAT:  # scores of GATv2 are sums rounded to float32, so 1e-5 is too strict
         agree({"result": result}, {"result": problem.reference()[0]}, 1e-5)
     assert all(torch.isfinite(grad).all() for grad in problem.backward(result, lse).values())
 
@@ -272,7 +272,7 @@ def with_dropout(kind, p: float, dtype: torch.dtype = torch.float32, depth: int 
 
 
 def mask_of(problem: Problem) -> Tensor:
-    """mask / (1 - p) of every edge, read off GAT by giving each edge a row of its own."""
+    """Return mask / (1 - p) of every edge, as GAT shows it if each edge has a separate row."""
     edges, count, heads = problem.edges, len(problem.edges.source), problem.heads
     columns, begin = edges.block.num_columns, torch.arange(count)
     alone = Block(0, columns, None, begin, begin + 1, edges.block.columns)
@@ -390,7 +390,7 @@ IDS = torch.arange(6)
 
 
 def refused(shapes: dict[str, tuple[int, int]], wrong: dict[str, object]) -> None:
-    """InputError where one of the inputs, sums or options is as in `wrong`."""
+    """Check that InputError is raised if an input, sum or option is replaced by one of `wrong`."""
     block = random_edges(6, 4, 20, feature_width=2).block
     given = {name: torch.zeros(shape) for name, shape in (shapes | SUMS).items()} | wrong
     softmax = kernels.RunningSoftmax(given["row_max"], given["row_sum"], given["out"])
@@ -438,10 +438,10 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("short", [False, True])
 @pytest.mark.parametrize(("heads", "channels"), [(4, 32), (4, 128), (3, 47), (1, 5)])
-def test_self_loops_at_once_are_as_a_block_of_their_own(heads, channels, short):
-    """Forward that starts from rows of z, backward that sets what it would add to, with loops."""
+def test_self_loops_in_the_same_pass_equal_a_separate_block(heads, channels, short):
+    """Forward starts from rows of z, and backward overwrites instead of adding."""
     count, width = 40, heads * channels
-    # A hub with more edges than are added up in float32, and rows without any.
+    # A hub with more edges than are summed in float32, and rows without edges.
     block, dtype = random_edges(count, count, 700).block, torch.bfloat16 if short else torch.float32
     block.end[7] = block.begin[7]
     assert bool((block.begin == block.end).any()) and int((block.end - block.begin).max()) > 128

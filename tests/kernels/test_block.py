@@ -1,4 +1,4 @@
-"""What is derived from a block is built once and belongs to that block."""
+"""Data derived from a block is built once and belongs to that block."""
 
 from __future__ import annotations
 

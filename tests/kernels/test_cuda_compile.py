@@ -1,4 +1,4 @@
-"""Every CUDA kernel and template instance compiles for A100 and H100, with registers to spare."""
+"""Every CUDA kernel and template instance compiles for A100 and H100 with enough registers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPILLS = re.compile(r"(\d+) bytes spill stores")
 
 
 def resources(log: str) -> dict[tuple[str, str], int]:
-    """Bytes spilled by each compiled kernel, by mangled name and architecture."""
+    """Return the bytes spilled by each compiled kernel, by mangled name and architecture."""
     spilled, function = {}, ("", "")
     for line in log.splitlines():
         if match := _FUNCTION.search(line):
@@ -36,7 +36,7 @@ def resources(log: str) -> dict[tuple[str, str], int]:
 
 @pytest.fixture(scope="module")
 def compilations(pytestconfig) -> Iterator[dict[str, Future[str]]]:
-    """What nvcc says of each source, on all cores, the longest first."""
+    """Return the output of nvcc for each source, compiled on all cores, the longest first."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
     folder = pytestconfig.cache.mkdir("nvcc")
@@ -46,9 +46,9 @@ def compilations(pytestconfig) -> Iterator[dict[str, Future[str]]]:
 
 
 def compile_source(folder: Path, name: str) -> str:
-    """No source asks for the architecture, so the code before registers is one for both.
+    """Compile a source for both architectures, which share the code before registers are assigned.
 
-    What the same compiler has said of the same code is kept: most changes leave the sources alone.
+    The output is kept for the same compiler and code, since few changes touch the sources.
     """
     taken = ",\n".join(f"(void*)&{expression}" for expression in instances()[name])
     text = f"{source(name)}\n__device__ void* every_instance[] = {{{taken}}};\n"

@@ -25,7 +25,7 @@ def moved(edges: Edges, device: torch.device) -> Edges:
 
 
 def power_law(num_rows: int, num_columns: int, num_edges: int, **given) -> Edges:
-    """With a row of a fifth of all edges, far more than one warp takes."""
+    """Return a block in which one row has a fifth of all edges, far more than one warp takes."""
     edges = random_edges(num_rows, num_columns, num_edges, **given)
     assert int((edges.block.end - edges.block.begin).max()) > num_edges // 10
     return edges
@@ -81,7 +81,7 @@ def test_dropout_masks_are_bitwise_those_of_the_cpu(dtype, gpu):
 
 
 def run(problem, device: torch.device) -> list[torch.Tensor]:
-    """Result, log-sum-exp and gradients of a problem whose tensors are moved to `device`."""
+    """Return result, log-sum-exp and gradients of a problem moved to `device`."""
     problem.edges = moved(problem.edges, device)
     problem.inputs = {name: value.to(device) for name, value in problem.inputs.items()}
     problem.g = problem.g.to(device)
@@ -116,7 +116,7 @@ def test_attention_of_both_kinds(kind, heads, channels, depth, dtype, gpu):
 
 
 @pytest.mark.parametrize(("heads", "channels", "p"), [(4, 8, 0.0), (3, 5, 0.4), (1, 150, 0.0)])
-def test_self_loops_and_ends_of_attention_take_no_passes_of_their_own(heads, channels, p, gpu):
+def test_self_loops_and_the_end_of_attention_need_no_extra_passes(heads, channels, p, gpu):
     passes.loops_come_with_the_first_edges(heads, channels, p, gpu)
     passes.ends_in_one_pass(heads, channels, p, gpu)
 

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("emulated")
 
 @pytest.fixture
 def short_rows(monkeypatch):
-    """Rows of more than 5 edges count as long."""
+    """Treat rows of more than 5 edges as long ones."""
     monkeypatch.setattr(chunks, "LONGEST", 5)
     for module in (hpcgnn.kernels.cuda.sums, hpcgnn.kernels.cuda.gat):
         monkeypatch.setattr(module, "LONGEST", 5)
@@ -98,7 +98,7 @@ def test_dropout_is_that_of_the_cpu(width, relu):
     hpcgnn.kernels.cpu.backend.dropout_nodes(x, expected, ids, 0.3, stream, relu, None)
     assert torch.equal(found, expected)
     dropout.test_values_and_gradients(relu, width, torch.float64)
-    dropout.test_bits_say_what_the_output_says(width, 0.3 if relu else 0)
+    dropout.test_bits_agree_with_the_output(width, 0.3 if relu else 0)
 
 
 HEADS = [(1, 1), (3, 8), (4, 16), (2, 33), (1, 128), (9, 8), (1, 150), (2, 40), (2, 64)]
@@ -124,7 +124,7 @@ def test_attention_of_long_rows(kind, short_rows, emulated):
 
 
 def test_gradients_of_edge_features_in_slabs(short_rows, monkeypatch):
-    """The gradients of few scores exist at a time: those of a slab and of its last row."""
+    """Only few gradients of scores exist at a time: those of a slab and of its last row."""
     made = []
     real = hpcgnn.kernels.cuda.gat._slabs
 
@@ -143,7 +143,7 @@ def test_gradients_of_edge_features_in_slabs(short_rows, monkeypatch):
 
 
 def test_gradients_of_weights_do_not_drift(monkeypatch):
-    """What a warp adds up over all its rows: equal numbers round the same way again and again."""
+    """A warp sums over all its rows, and equal numbers round in the same direction every time."""
     monkeypatch.setattr(hpcgnn.kernels.cuda.gatv2, "_MOST_BLOCKS", 1)
     rows, degree, channels = 12, 500, 31
     end = torch.arange(1, rows + 1) * degree
@@ -173,7 +173,7 @@ def test_gradients_of_weights_do_not_drift(monkeypatch):
         assert float((found.double() / expected - 1).abs().max()) < 5e-6
 
 
-def test_attention_at_extremes():
+def test_attention_with_extreme_scores():
     for kind in attention.KINDS:
         attention.test_extreme_scores(kind, 1e4)
         attention.test_extreme_scores(kind, 1e-30)
@@ -310,7 +310,7 @@ def test_attention_of_short_numbers(heads, channels, kind):
 
 
 def test_every_kernel_of_the_self_test(monkeypatch):
-    """What `hpcgnn doctor` compares on a GPU; a wrong kernel is named."""
+    """The kernels that `hpcgnn doctor` compares on a GPU; a wrong one is named."""
     cpu = torch.device("cpu")
     emulated, honest = selftest.results(cpu), selftest.results
     monkeypatch.undo()
@@ -329,9 +329,9 @@ def test_head_dots(heads, channels, count):
 
 
 @pytest.mark.parametrize("width", [1, 8, 33])
-def test_rows_count_by_a_scale(width, short_rows):
+def test_rows_are_scaled(width, short_rows):
     for dtype in DTYPES:
-        sums.test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype)
+        sums.test_scaled_rows_equal_rows_multiplied_before(width, dtype)
 
 
 @pytest.mark.parametrize("width", [1, 8, 33])
@@ -339,7 +339,7 @@ def test_sums_are_scaled_as_they_are_written(width, short_rows):
     sums.scaled_as_they_are_written(width, torch.device("cpu"))
 
 
-def test_sums_overwrite_what_they_are_asked_to(short_rows):
+def test_sums_can_overwrite_rows(short_rows):
     for listed in (False, True):
         edges = random_edges(30, 9, 150, weighted=True, listed_rows=listed)
         x, out = matrix(9, 12, torch.float32, 1), torch.full((30, 12), torch.nan)
@@ -356,7 +356,7 @@ def test_sums_overwrite_what_they_are_asked_to(short_rows):
 
 
 class Launches(TorchDispatchMode):
-    """Counts torch's operations that a GPU would be sent."""
+    """Counts the operations of torch that would be launched on a GPU."""
 
     def __init__(self):
         super().__init__()
@@ -392,7 +392,7 @@ def test_rows_of_a_message_are_read_in_wide_words(heads):
 
 
 def test_a_message_takes_few_launches_in_backward(emulated):
-    """Of GAT, from the packed rows to the gradients of their scores."""
+    """From the packed rows of GAT to the gradients of their scores."""
     problem = attention.GAT(random_edges(11, 8, 60), 4, 8, torch.float32)
     _, lse = problem.forward()
     block, given = problem.backward_block(), problem.inputs
@@ -408,7 +408,7 @@ def test_a_message_takes_few_launches_in_backward(emulated):
 
     rows = torch.arange(11, dtype=torch.int32)
     payload.pack(rows, message)
-    differentiate()  # what is found once for all messages
+    differentiate()  # derived data, which is computed once for all messages
     emulated.launched.clear()
     with Launches() as operations:
         payload.pack(rows, message)

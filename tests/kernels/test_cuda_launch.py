@@ -1,4 +1,4 @@
-"""How kernels come to a GPU: which CuPy, and what its errors are called."""
+"""Loading kernels on a GPU: supported releases of CuPy, and its errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_an_old_cupy_is_refused(version):
 
 
 @pytest.mark.parametrize("version", ["14.2.0", "14.10", "15.0.0a1"])
-def test_a_new_cupy_will_do(version):
+def test_a_new_cupy_is_accepted(version):
     launch.check_version(version)
 
 
@@ -45,4 +45,4 @@ def test_one_process_compiles_at_a_time(tmp_path):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     (tmp_path / "file").touch()
     with launch._alone(tmp_path / "file" / "cache"):
-        pass  # no such folder can be: every process for itself
+        pass  # this folder can't exist, so every process compiles for itself

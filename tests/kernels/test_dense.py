@@ -14,7 +14,7 @@ SHAPES = [(0, 3, 5), (1, 1, 1), (5, 8, 3), (97, 200, 16), (103, 193, 67), (400, 
 
 
 def random(*shape, pad=3):
-    """A matrix whose rows don't follow each other."""
+    """Return a matrix whose rows are not contiguous."""
     return torch.rand(shape[0], shape[1] + pad)[:, : shape[1]] - 0.5
 
 
@@ -38,7 +38,7 @@ def test_product_is_that_of_float64(rows, deep, width, threads):
     finally:
         torch.set_num_threads(count)
     assert torch.equal(whole[:, width:], beside)
-    for low in range(0, rows, 7):  # some rows alone, with the same bits
+    for low in range(0, rows, 7):  # only some rows, bitwise the same
         part = torch.empty(len(x[low : low + 7]), width)
         kernels.product(x[low : low + 7], packed, part, start_G=start)
         assert torch.equal(part, out[low : low + 7])
@@ -66,7 +66,7 @@ SHORT_SHAPES = [*SHAPES, (29, 1100, 70), (400, 513, 6)]
 
 @pytest.fixture(params=cpu_library.supported())
 def instruction_set(request, monkeypatch):
-    """Each that this processor has."""
+    """Each instruction set of this processor."""
     monkeypatch.setenv("HPCGNN_ISA", request.param)
     caches = (cpu_library.instruction_set, cpu_library.function, cpu_dense._packing)
     for cache in caches:
@@ -77,8 +77,8 @@ def instruction_set(request, monkeypatch):
 
 
 @pytest.mark.parametrize(("rows", "deep", "width"), SHORT_SHAPES)
-def test_products_in_bfloat16_round_operands_alone(instruction_set, rows, deep, width):
-    """Beside float64 products of rounded operands, whichever of them comes rounded."""
+def test_products_in_bfloat16_round_only_operands(instruction_set, rows, deep, width):
+    """Compare with float64 products of rounded operands, whichever operand is given rounded."""
     torch.manual_seed(rows)
     x, weight = random(rows, deep, pad=1), random(width, deep).t().bfloat16()
     packed, start = kernels.pack_weights(weight), random(1, width, pad=0)[0]
@@ -96,14 +96,14 @@ def test_products_in_bfloat16_round_operands_alone(instruction_set, rows, deep, 
         assert torch.equal(found, out)
         kernels.product(given, packed, rounded, start_G=start)
         assert torch.equal(rounded, out.bfloat16())
-    for low in range(0, rows, 7):  # some rows alone, with the same bits
+    for low in range(0, rows, 7):  # only some rows, bitwise the same
         part = torch.empty(len(x[low : low + 7]), width)
         kernels.product(x[low : low + 7], packed, part, start_G=start)
         assert torch.equal(part, out[low : low + 7])
 
 
 @pytest.mark.parametrize(("rows", "deep", "width"), SHORT_SHAPES)
-def test_outer_products_in_bfloat16_round_operands_alone(instruction_set, rows, deep, width):
+def test_outer_products_in_bfloat16_round_only_operands(instruction_set, rows, deep, width):
     torch.manual_seed(rows)
     a, b, before = random(rows, deep), random(rows, width, pad=1), random(deep, width)
     exact = before.double() + a.bfloat16().double().t() @ b.bfloat16().double()
@@ -130,7 +130,7 @@ def test_rows_in_bfloat16_are_multiplied_in_float32_where_the_weights_are(instru
 
 
 def test_numbers_without_a_neighbour_in_bfloat16_round_as_torch_rounds(instruction_set):
-    """Ties to even, into infinity, infinities and NaN."""
+    """Ties to even, overflow to infinity, infinities and NaN."""
     numbers = torch.tensor([1.00390625, 1.01171875, 3.4e38, -3.4e38, torch.inf, torch.nan, -0.0])
     out = torch.empty(7, 1)
     kernels.product(numbers[:, None], kernels.pack_weights(torch.ones(1, 1).bfloat16()), out)

@@ -64,13 +64,13 @@ def test_values_and_gradients(relu, width, dtype):
 
 @pytest.mark.parametrize("p", [0, 0.3])
 @pytest.mark.parametrize("width", [1, 8, 33, 130, 256])
-def test_bits_say_what_the_output_says(width, p):
+def test_bits_agree_with_the_output(width, p):
     x, wide, ids = matrix(20, width, torch.float32, 1), torch.randn(20, width + 1), torch.arange(20)
     out, expected, found = (torch.empty(20, width) for _ in range(3))
     passed = kernels.new_passed(x, out)
     assert passed.dtype == torch.uint8 and passed.numel() <= 20 * max(16, width)
     kernels.dropout_nodes(x, out, ids, p=p, relu=True, passed=passed, **KEYS)
-    for g in (wide[:, :width].contiguous(), wide[:, 1:]):  # aligned for wide words, and not
+    for g in (wide[:, :width].contiguous(), wide[:, 1:]):  # aligned for wide words, and not aligned
         kernels.dropout_nodes_backward(g, expected, ids, p=p, y_NF=out, **KEYS)
         kernels.dropout_nodes_backward(g, found, ids, p=p, passed=passed, **KEYS)
         assert torch.equal(found, expected)

@@ -1,4 +1,4 @@
-"""Rows of very many edges, in float32: their sums neither stall nor drift."""
+"""Rows with very many edges, in float32: their sums neither stop growing nor drift."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LIMIT = 1e-5
 
 
 def hub(count: int, columns: int, **edges: torch.Tensor) -> Block:
-    """One row with `count` edges from columns 0, 1, ... again and again."""
+    """Return one row with `count` edges from columns 0, 1, ..., repeated."""
     column = torch.arange(count, dtype=torch.int32) % columns
     return Block(0, columns, None, torch.tensor([0]), torch.tensor([count]), column, **edges)
 
 
 def spokes(count: int, **edges: torch.Tensor) -> Block:
-    """`count` rows with one edge each, all from column 0."""
+    """Return `count` rows with one edge each, all from column 0."""
     begin = torch.arange(count)
     return Block(0, 1, None, begin, begin + 1, torch.zeros(count, dtype=torch.int32), **edges)
 
@@ -37,7 +37,7 @@ def test_forty_million_ones_add_up():
 
 @pytest.mark.parametrize("width", [1, 5, 40])
 def test_sums_of_constants_do_not_drift(width):
-    """Equal numbers round the same way again and again."""
+    """Equal numbers round in the same direction every time."""
     x, weight = torch.full((7, width), 0.1), torch.full((COUNT,), 0.7)
     out = torch.zeros(1, width)
     kernels.spmm(hub(COUNT, 7, weight=weight), x, out)
@@ -49,7 +49,7 @@ def test_sums_of_constants_do_not_drift(width):
 
 
 def attention(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A hub's attention, and gradients at a source and at a destination of all edges."""
+    """Return a hub's attention, and gradients of a source and of a destination of all edges."""
     features = torch.full((COUNT, 1), 0.3)
     z, scores = torch.full((7, WIDTH), 0.1, dtype=dtype), torch.full((7, HEADS), 0.3, dtype=dtype)
     vector = torch.full((HEADS, 1), 0.7, dtype=dtype)
@@ -117,8 +117,8 @@ def test_attention_is_that_of_double_precision(function):
 
 @pytest.mark.parametrize("masked", [[0, 1, 2], [4, 5, 6], list(range(7))])
 @pytest.mark.parametrize("count", [70, 7000])
-def test_scores_of_minus_infinity_count_nothing(masked, count):
-    """Wherever they lie in a row: at its beginning they are the largest so far."""
+def test_scores_of_minus_infinity_have_no_weight(masked, count):
+    """At any place in a row: at its beginning they are the largest so far."""
     z, s = torch.rand(7, WIDTH), torch.zeros(7, HEADS)
     s[masked] = -torch.inf
     softmax = kernels.RunningSoftmax.zeros(1, HEADS, WIDTH, dtype=z.dtype, device=z.device)
@@ -137,7 +137,7 @@ def test_scores_of_minus_infinity_count_nothing(masked, count):
 def test_nan_is_better_than_any_number(sign):
     x = torch.arange(40.0).reshape(8, 5)
     x[3, 1] = x[6, 1] = x[7, 4] = torch.nan
-    x[1, 2], x[4, 2] = torch.inf, -torch.inf  # whose sum is no number, though both are
+    x[1, 2], x[4, 2] = torch.inf, -torch.inf  # whose sum is NaN, although both are numbers
     best = torch.full((1, 5), -sign * torch.inf)
     ties = torch.zeros(1, 5, dtype=torch.int32)
     for low, high in ((0, 5), (5, 8)):

@@ -1,4 +1,4 @@
-"""Rows of nodes packed for a message."""
+"""Packing rows of nodes into a message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hpcgnn import kernels
     [(torch.float32, torch.float32), (torch.float64,) * 2, (torch.float32, torch.bfloat16)],
 )
 def test_packed_rows_are_those_asked_for(threads, width, dtype, wire):
-    """Out of a wider matrix, into a wider message, whose other columns stay."""
+    """From a wider matrix into a wider message, whose other columns are unchanged."""
     x = torch.randn(40, width + 3, dtype=dtype)[:, 2 : width + 2]
     rows = torch.tensor([39, 0, 7, 7, 12, 3, 38, 1, 2, 5, 21], dtype=torch.int32)
     message = torch.full((len(rows), width + 2), 7.0, dtype=wire)

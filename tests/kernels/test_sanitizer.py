@@ -1,4 +1,4 @@
-"""That the sanitizers of env/sanitize.sh see what the kernels themselves do wrong."""
+"""The sanitizers of env/sanitize.sh detect mistakes inside the kernels."""
 
 from __future__ import annotations
 

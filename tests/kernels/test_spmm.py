@@ -40,7 +40,7 @@ def test_adds_weighted_rows_at_every_width(width, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1, 8, 33])
-def test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype):
+def test_scaled_rows_equal_rows_multiplied_before(width, dtype):
     for weighted, listed in itertools.product([False, True], repeat=2):
         edges = random_edges(13, 9, 70, seed=width, weighted=weighted, listed_rows=listed)
         x, scale = matrix(9, width, dtype, 1), torch.rand(9, dtype=dtype) + 0.3
@@ -53,7 +53,7 @@ def test_rows_that_count_by_a_scale_are_rows_multiplied_before(width, dtype):
 
 
 def scaled_as_they_are_written(width, device):
-    """On a GPU, with a loop at each node as GCN has them, and messages after it; hubs, too."""
+    """Check scaled sums on a GPU, with a self-loop per node as in GCN, then messages; also hubs."""
     edges = random_edges(40, 40, 9000, seed=width, weighted=True)
     part = random_edges(40, 9, 60, seed=width, listed_rows=True)
     here, there = (one.block.to(device) for one in (edges, part))
@@ -72,13 +72,13 @@ def scaled_as_they_are_written(width, device):
         kernels.spmm(here, x.to(device), out, after=after)
 
 
-def test_cpus_scale_no_sums_as_they_are_written():
+def test_scaling_sums_as_they_are_written_is_refused_on_cpus():
     with pytest.raises(InputError, match="only on a GPU"):
         scaled_as_they_are_written(4, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_gathers_rows_of_bfloat16_as_the_floats_they_are(width):
+def test_rows_in_bfloat16_equal_the_same_rows_in_float32(width):
     for weighted in (False, True):
         edges = random_edges(13, 9, 70, seed=width, weighted=weighted, listed_rows=True)
         x = torch.randn(9, width + 3).bfloat16()[:, :width]

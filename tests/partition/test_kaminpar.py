@@ -16,7 +16,7 @@ from hpcgnn.partition import kaminpar, kaminpar_process, parhip
 from hpcgnn.partition import problem as memory
 from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.pipeline import assign, choose
-from hpcgnn.partition.pyparmetis import binding
+from hpcgnn.partition.pyparmetis import binding, builds
 from tests.partition.slabs import grid_edges, make_problem, random_edges
 
 
@@ -138,7 +138,7 @@ def test_auto_chooses_an_installed_method_that_fits(comm, monkeypatch):
     small, has = 1 << 10, pytest.MonkeyPatch()
     library = binding.ParMETIS(Path("libparmetis.so"), object(), 4, 4)  # type: ignore[arg-type]
     with has.context() as patch:
-        patch.setattr(binding, "load", lambda *_, **__: library)
+        patch.setattr(builds, "load", lambda *_, **__: library)
         patch.setattr(kaminpar, "is_there", lambda: True)
         assert choose(comm, problem)[0] == "parmetis"
         patch.setattr(memory, "available_memory", lambda: small)
@@ -147,7 +147,7 @@ def test_auto_chooses_an_installed_method_that_fits(comm, monkeypatch):
         with pytest.raises(InputError, match=r"start at least \d+ ranks.*--method kaminpar"):
             assign(comm, "parmetis", problem)
     with has.context() as patch:
-        patch.setattr(binding, "load", none)
+        patch.setattr(builds, "load", none)
         patch.setattr(kaminpar, "is_there", lambda: True)
         method, reason = choose(comm, problem)
         assert method == "kaminpar" and "ParMETIS was not found" in reason

@@ -11,7 +11,7 @@ from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.layout import assembly
 from hpcgnn.partition.options import METHODS, PartitionOptions
 from hpcgnn.partition.pipeline import assign
-from hpcgnn.partition.pyparmetis import binding
+from hpcgnn.partition.pyparmetis import builds
 from hpcgnn.partition.quality import random_numbers, table, verdict
 from hpcgnn.partition.simple import block_parts, random_parts
 from hpcgnn.storage.read.nodes import NodeData
@@ -21,7 +21,7 @@ from tests.partition.slabs import everywhere, grid_edges, make_problem, random_e
 @pytest.fixture
 def parmetis(comm):
     try:
-        return binding.load(comm)
+        return builds.load(comm)
     except InputError as error:
         pytest.skip(str(error))
 
@@ -92,7 +92,7 @@ def test_parmetis_runs_on_fewer_ranks_where_all_would_not_fit(comm, parmetis, mo
     """More ranks need more memory in total: 110 kB hold this graph on one rank, not on several."""
     edges = grid_edges(20, 20)
     problem = make_problem(comm, edges, 400, 2)
-    room = 27_500 * binding.load(comm, narrow=True).index_bytes
+    room = 27_500 * builds.load(comm, narrow=True).index_bytes
     monkeypatch.setattr(memory, "available_memory", lambda: room)
     owner = everywhere(comm, assign(comm, "parmetis", problem))
     assert np.bincount(owner).max() < 220 and (owner[edges[0]] != owner[edges[1]]).sum() < 100

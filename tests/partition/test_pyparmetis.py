@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import HpcgnnError, InputError
-from hpcgnn.partition.pyparmetis import binding, shared_library
+from hpcgnn.partition.pyparmetis import binding, builds, shared_library
 from tests.partition.slabs import grid_edges, slab_of
 
 # Refuses input and reports cuts as ParMETIS does, for one part only.
@@ -55,9 +55,9 @@ def mgmetis(pattern: str) -> Path:
 @pytest.fixture(params=["found", "32 bits"])
 def library(comm, request):
     if request.param == "32 bits":
-        return binding.open_library(mgmetis("parmetis.*.so"))
+        return builds.open_library(mgmetis("parmetis.*.so"))
     try:
-        return binding.load(comm)
+        return builds.load(comm)
     except InputError as error:
         pytest.skip(str(error))
 
@@ -113,7 +113,7 @@ def test_wrong_input_raises_instead_of_crashing(comm, library):
 
 @pytest.mark.parametrize("name", ["parmetis64*.so", "parmetis.*.so"])
 def test_index_widths_of_real_builds(name):
-    found = binding.open_library(mgmetis(name))
+    found = builds.open_library(mgmetis(name))
     assert (found.index_bytes, found.real_bytes) == (8 if "64" in name else 4, 4)
     assert found.can_refine and found.can_repartition and not found.scotch
 
@@ -122,7 +122,7 @@ def test_index_widths_of_real_builds(name):
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_index_widths_are_detected_without_a_hint(tmp_path, index, real, capfd):
     path = compile_library(tmp_path, STAND_IN, f"-DIDX=int{index}_t", f"-DREAL={real}")
-    found = binding.open_library(path)
+    found = builds.open_library(path)
     assert (found.index_bytes, found.real_bytes) == (index // 8, {"float": 4, "double": 8}[real])
     assert not found.can_refine
     assert capfd.readouterr().out == ""
@@ -131,22 +131,22 @@ def test_index_widths_are_detected_without_a_hint(tmp_path, index, real, capfd):
 def test_a_library_that_fails_with_every_width_is_refused(tmp_path):
     code = "int ParMETIS_V3_PartKway(void) { return -4; }"
     with pytest.raises(InputError, match="neither with 32- nor with 64-bit"):
-        binding.open_library(compile_library(tmp_path, code))
+        builds.open_library(compile_library(tmp_path, code))
 
 
 def test_a_library_of_another_kind_is_refused(tmp_path, monkeypatch):
     other = compile_library(tmp_path, "int nothing(void) { return 0; }")
     with pytest.raises(InputError, match="no ParMETIS_V3_PartKway"):
-        binding.open_library(other)
+        builds.open_library(other)
     text = tmp_path / "libparmetis.txt"
     text.write_text("not a library")
     monkeypatch.setenv("HPCGNN_PARMETIS", str(text))
     with pytest.raises(InputError, match="not a shared library for this machine"):
-        binding.find()
+        builds.find()
     cut_off = tmp_path / "cut_off.so"
     cut_off.write_bytes(other.read_bytes()[:500])
     with pytest.raises(InputError, match="not a shared library for this machine"):
-        binding.open_library(cut_off)
+        builds.open_library(cut_off)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_another_mpi_is_refused_and_both_are_named(foreign, monkeypatch):
     path, soname = foreign
     monkeypatch.setenv("HPCGNN_PARMETIS", str(path))
     with pytest.raises(InputError) as caught:
-        binding.find()
+        builds.find()
     line = str(caught.value)
     expected = "Open MPI" if soname == "libmpi.so.40" else "MPICH"
     running = "MPICH" if expected == "Open MPI" else "Open MPI"
@@ -180,7 +180,7 @@ def test_another_mpi_behind_a_dependency_is_refused(foreign, tmp_path):
     flags = ["-DIDX=int64_t", "-DREAL=float", f"-L{tmp_path}", "-l:libinner.so"]
     outer = compile_library(tmp_path, STAND_IN, *flags)
     with pytest.raises(InputError, match=f"built for .* \\({soname}\\)"):
-        binding.check_mpi(outer)
+        builds.check_mpi(outer)
 
 
 def test_a_usable_build_is_preferred_to_one_for_another_mpi(foreign, tmp_path, monkeypatch):
@@ -188,17 +188,17 @@ def test_a_usable_build_is_preferred_to_one_for_another_mpi(foreign, tmp_path, m
     good = compile_library(tmp_path / "good", STAND_IN, "-DIDX=int64_t", "-DREAL=float")
     monkeypatch.delenv("HPCGNN_PARMETIS", raising=False)
     monkeypatch.setattr(shared_library, "parmetis_candidates", lambda **_: iter([foreign[0], good]))
-    assert binding.find() == good
+    assert builds.find() == good
 
 
 def test_a_missing_library_is_reported_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("HPCGNN_PARMETIS", raising=False)
     monkeypatch.setattr(shared_library, "parmetis_candidates", lambda **_: iter([]))
     with pytest.raises(InputError, match=r"was not found: .*install_parmetis.*--method kaminpar"):
-        binding.find()
+        builds.find()
     monkeypatch.setenv("HPCGNN_PARMETIS", str(tmp_path / "nowhere.so"))
     with pytest.raises(InputError, match=r"nowhere\.so: no such library"):
-        binding.find()
+        builds.find()
 
 
 def test_candidates_follow_the_environment(tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_libraries_in_the_current_folder_are_not_loaded(tmp_path, monkeypatch):
     assert set(shared_library.parmetis_candidates()) == before
     monkeypatch.setenv("HPCGNN_PARMETIS", "lib/libparmetis.so")
     with pytest.raises(InputError, match="must be an absolute path"):
-        binding.find()
+        builds.find()
 
 
 def test_libraries_that_others_can_write_are_not_loaded(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 from hpcgnn import nn
 from hpcgnn.comm.arrivals import Arrival
+from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.exchange import Exchange
 from hpcgnn.comm.ring import Ring
 from hpcgnn.graph.partitioned import PartitionedGraph
@@ -17,6 +18,7 @@ from tests.graphs import Whole, collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 FLOAT = 4
+DATA, REPLY = 11, 12  # tags of messages
 
 
 def power_law(num_nodes: int = 300, num_edges: int = 900) -> Whole:
@@ -62,6 +64,40 @@ def test_attention_sends_two_messages_per_boundary_row(comm, symmetric):
         assert forward == backward
         row = FLOAT * hidden
         assert expected <= layers * forward * (2.1 * row + 5 * FLOAT * heads)
+
+
+@pytest.mark.parametrize("layer", ["sum", "attention"])
+def test_messages_are_posted_in_the_order_of_the_ring(comm, monkeypatch, layer):
+    """By the step, then in pieces: what `Exchange` needs to be free of deadlocks.
+
+    Sums return replies (partial sums and rows), whose order is that of the messages they answer.
+    """
+    graph = distribute(power_law(1200, 6000), comm, halo_buffer=4096, prefetch=1)
+    convolution = nn.SAGEConv(12, 20) if layer == "sum" else nn.GATConv(12, 8, 2)
+    exchanges: dict[tuple[int, str, int], list[int]] = {}
+
+    def recorded(kind: str, ahead: int):
+        real = getattr(Communicator, kind)
+
+        def post(self, buffer, peer, tag):
+            if tag in (DATA, REPLY):
+                step = ahead * (peer - comm.rank) % comm.size
+                exchanges.setdefault((graph.ring.begun, kind, tag), []).append(step)
+            return real(self, buffer, peer, tag)
+
+        return post
+
+    monkeypatch.setattr(Communicator, "issend", recorded("issend", +1))
+    monkeypatch.setattr(Communicator, "irecv", recorded("irecv", -1))
+    x = graph.features.clone().requires_grad_()
+    convolution(graph, x).square().sum().backward()
+    for (_, kind, tag), steps in exchanges.items():
+        # Replies go the other way: to the rank r - k at step k.
+        expected = steps if tag == DATA else [-step % comm.size for step in steps]
+        assert expected == sorted(expected), (kind, tag)
+    # Some rank sends several pieces to several others.
+    several = any(len(steps) > len(set(steps)) > 1 for steps in exchanges.values())
+    assert comm.allreduce(int(several), "max") == (comm.size > 2)
 
 
 def epochs(graph: PartitionedGraph, make, count: int = 2):

@@ -238,9 +238,9 @@ def _parmetis(comm: Communicator | None) -> Iterator[Finding]:
     if comm is None:
         yield Finding("note", "parmetis", "not checked: it needs MPI")
         return
-    from hpcgnn.partition.pyparmetis import binding
+    from hpcgnn.partition.pyparmetis import builds
 
-    yield Finding("ok", "parmetis", str(binding.open_library(binding.find())))
+    yield Finding("ok", "parmetis", str(builds.open_library(builds.find())))
 
 
 def _gpu() -> Iterator[Finding]:

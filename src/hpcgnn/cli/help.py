@@ -203,12 +203,12 @@ def _too_many(parser: argparse.ArgumentParser, given: str, argv: Sequence[str]) 
         if isinstance(action, argparse._SubParsersAction):
             parser = next((action.choices[word] for word in argv if word in action.choices), parser)
     before = argv[argv.index(given) - 1] if given in argv else ""
-    behind = argv[argv.index(given) - 2] if given in argv[2:] else ""
+    option = argv[argv.index(given) - 2] if given in argv[2:] else ""
     for action in parser._actions:
         if before in action.option_strings and action.nargs == 0:
             return _no_value(before, given)
-        if behind in action.option_strings and action.nargs is None:
-            return f"{given!r} is one too many: {behind} takes one value"
+        if option in action.option_strings and action.nargs is None:
+            return f"{given!r} is one too many: {option} takes one value"
     taken = [_name(action) for action in parser._actions if not action.option_strings]
     return f"{given!r} is one too many: {parser.prog} takes {', '.join(taken) or 'only options'}"
 

@@ -35,6 +35,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=default.seed, help="seed of the method's random choices"
     )
+    _add_balance(parser, default)
+    parser.add_argument(
+        "--refine",
+        choices=REFINEMENTS,
+        default=default.refine,
+        help="volume: refine the result in passes that lower the rows sent in total, by the "
+        "heaviest sender and to the heaviest receiver",
+    )
+    parser.add_argument(
+        "--quality",
+        choices=QUALITIES,
+        default=default.quality,
+        help="quality of kaminpar's parts; higher quality takes longer",
+    )
+    parser.add_argument(
+        "--repeatable",
+        action="store_true",
+        help="run kaminpar on one thread, for the same parts in every run",
+    )
+    parser.add_argument("--compress", action="store_true", help="gzip the partition file")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def _add_balance(parser: argparse.ArgumentParser, default: PartitionOptions) -> None:
     parser.add_argument(
         "--imbalance",
         type=float,
@@ -59,26 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.balance_train,
         help="also spread the training nodes evenly (ParMETIS only; the cut grows)",
     )
-    parser.add_argument(
-        "--refine",
-        choices=REFINEMENTS,
-        default=default.refine,
-        help="volume: refine the result in passes that lower the rows sent in total, by the "
-        "heaviest sender and to the heaviest receiver",
-    )
-    parser.add_argument(
-        "--quality",
-        choices=QUALITIES,
-        default=default.quality,
-        help="quality of kaminpar's parts; higher quality takes longer",
-    )
-    parser.add_argument(
-        "--repeatable",
-        action="store_true",
-        help="run kaminpar on one thread, for the same parts in every run",
-    )
-    parser.add_argument("--compress", action="store_true", help="gzip the partition file")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:

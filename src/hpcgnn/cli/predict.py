@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
     from hpcgnn.graph.partitioned import PartitionedGraph
     from hpcgnn.train.checkpoint.file import Checkpoint
-    from hpcgnn.train.predict import Prediction
+    from hpcgnn.train.prediction import Prediction
 
 PARALLEL = True
 
@@ -176,8 +176,9 @@ def _predict(
     args: argparse.Namespace, graph: PartitionedGraph, checkpoint: Checkpoint | None
 ) -> tuple[Prediction, dict[str, int | str | dict]]:
     """Return the predictions, and the attributes that describe their origin."""
+    from hpcgnn.train.label_propagation import predict_from_labels
     from hpcgnn.train.plan.refusal import explained
-    from hpcgnn.train.predict import Predictor, predict_from_labels
+    from hpcgnn.train.predict import Predictor
 
     comm, device = graph.ring.comm, graph.node_ids.device
     if checkpoint is None:

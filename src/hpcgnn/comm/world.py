@@ -80,11 +80,11 @@ def _end_early(error: BaseException, rank: int, starting: bool) -> int:
         failure.print()
         abort(None, failure.status)
     local, ranks = shared_memory.local_place()
-    speaks = rank == 0 or (starting and local == 0 and ranks > 1)
-    if not speaks and one_ends_all():
+    prints = rank == 0 or (starting and local == 0 and ranks > 1)
+    if not prints and one_ends_all():
         early.let_lower_end(rank)
-        speaks = True
-    if speaks:
+        prints = True
+    if prints:
         failure.print("" if rank == 0 else f"rank {rank} ({socket.gethostname()})")
     early.end_without_mpi(failure.status)
     return failure.status

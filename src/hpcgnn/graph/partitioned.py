@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -191,3 +191,23 @@ class PartitionedGraph(Derived):
             whole=None if self.whole is None else self.whole.to(device),
             whole_rows=moved(self.whole_rows),
         )
+
+
+def of_one_part(comm: Communicator, block: Block, **columns: Any) -> PartitionedGraph:
+    """Return a graph made in memory, on one rank: `block` holds all edges, in both directions.
+
+    Args:
+        columns: further arguments of `PartitionedGraph`, `num_classes` among them.
+    """
+    edges = EdgeBlocks(0, [block], [torch.empty(0, dtype=torch.int32)])
+    ids = torch.arange(block.num_columns)
+    return PartitionedGraph(
+        num_nodes=block.num_columns,
+        num_edges=len(block.columns),
+        node_ids=ids,
+        original_ids=ids,
+        in_edges=edges,
+        out_edges=edges,
+        execution=Execution(Ring(comm)),
+        **columns,
+    )

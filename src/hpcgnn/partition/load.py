@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.loading import refuse_while_loading
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.loading import refuse_while_loading
 from hpcgnn.settings import check_path
 from hpcgnn.storage.read import load
 from hpcgnn.storage.read.graph_file import GraphFile

@@ -34,7 +34,7 @@ class PartitionOptions:
 
     def __post_init__(self) -> None:
         if not 1.0 < self.imbalance < 1000:
-            raise InputError("--imbalance must be above 1", value=self.imbalance)
+            raise InputError("--imbalance must be above 1 and below 1000", value=self.imbalance)
         costs = self.node_cost, self.edge_cost
         if not all(0 <= cost <= _MOST_COST for cost in costs) or not any(costs):
             raise InputError(

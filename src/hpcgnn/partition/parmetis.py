@@ -11,7 +11,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.problem import Problem, Shortage, parmetis_bytes, shortage
-from hpcgnn.partition.pyparmetis import binding
+from hpcgnn.partition.pyparmetis import binding, builds
 from hpcgnn.partition.routing import Array, Int64, Slabs
 
 _ROWS_PER_CALLER = 64
@@ -67,7 +67,7 @@ def parmetis_parts(comm: Communicator, problem: Problem) -> Array:
         InputError: no library is found, or one that can't be used, or the graph is too large for
             it or for the memory.
     """
-    library = binding.load(comm, narrow=is_narrow(comm, problem))
+    library = builds.load(comm, narrow=is_narrow(comm, problem))
     if problem.options.balance_train and not library.can_balance_several:
         raise InputError(
             "PT-Scotch balances only one weight: leave --train-balance out", file=library.path

@@ -12,16 +12,16 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.loading import refuse_while_loading
 from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError, OutputError
+from hpcgnn.loading import refuse_while_loading
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
 from hpcgnn.partition.options import METHODS, PartitionOptions
 from hpcgnn.partition.parmetis import MemoryNeed, is_narrow, parmetis_parts
 from hpcgnn.partition.problem import Problem
-from hpcgnn.partition.pyparmetis import binding
+from hpcgnn.partition.pyparmetis import binding, builds
 from hpcgnn.partition.quality import random_numbers
 from hpcgnn.partition.refine import refine_volume
 from hpcgnn.partition.routing import Array
@@ -212,7 +212,7 @@ def choose(comm: Communicator, problem: Problem) -> tuple[str, str]:
         return "parmetis", "auto takes parmetis: only it balances the training nodes"
     missing = scotch = ""
     try:
-        library = binding.load(comm, narrow=is_narrow(comm, problem))
+        library = builds.load(comm, narrow=is_narrow(comm, problem))
         short = MemoryNeed.of(comm, problem, library.index_bytes).shortage(comm, comm.size)
         if library.scotch:
             scotch = missing = "only PT-Scotch's ParMETIS is installed"

@@ -22,7 +22,13 @@ from hpcgnn.nn.linear import NodeFeatures
 from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import arithmetic
 
-_NO_GRAPH = ("data", "batch", "input", "inputs", "x")  # what a single argument may be elsewhere
+_NO_GRAPH = (
+    "data",
+    "batch",
+    "input",
+    "inputs",
+    "x",
+)  # a single argument of these names is not the graph
 _HALVES = (torch.bfloat16, torch.float16)
 
 

@@ -128,9 +128,9 @@ class Learned:
                     "layers of hpcgnn"
                 )
         modules = list(self.modules[""].named_modules())
-        foreign = [(name, module) for name, module in modules if _is_of_pyg(module)]
-        if foreign and not any(_is_ours(module) for _, module in modules):
-            name, kind = foreign[0][0] or "module", type(foreign[0][1]).__name__
+        of_pyg = [(name, module) for name, module in modules if _is_of_pyg(module)]
+        if of_pyg and not any(_is_ours(module) for _, module in modules):
+            name, kind = of_pyg[0][0] or "module", type(of_pyg[0][1]).__name__
             raise InputError(
                 f"the model's {name} is PyTorch Geometric's {kind}, which reads no other rank's "
                 f"nodes: import {kind} from hpcgnn.nn.pyg"

@@ -19,9 +19,9 @@ import torch
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.loading import GUARD, MODULE
 from hpcgnn.errors import InputError, printable, shortened
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.loading import GUARD, MODULE
 from hpcgnn.models.settings import OWN, ModelSettings
 from hpcgnn.settings import nearest
 

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, NumericalError, printable
+from hpcgnn.errors import InputError, printable
 from hpcgnn.graph.arguments import check_graph, check_module
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import check_model, facts_of
 from hpcgnn.models.settings import OWN as OWN_MODEL
-from hpcgnn.models.smoothing import correct_and_smooth, label_propagation
 from hpcgnn.settings import check_path
 from hpcgnn.storage.schema import PREDICTIONS
 from hpcgnn.storage.write.atomic import check_output_together
 from hpcgnn.tasks.build import find_task
 from hpcgnn.tasks.classes import MultiClass
-from hpcgnn.tasks.edges import EdgeTask
 from hpcgnn.tasks.pairs import ids_of_pairs
-from hpcgnn.tasks.settings import LABELS, shown
-from hpcgnn.tasks.task import OWN, SPLITS, Task, TaskDefaults, as_task
+from hpcgnn.tasks.settings import LABELS
+from hpcgnn.tasks.task import OWN, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint import file as files
@@ -42,9 +39,11 @@ from hpcgnn.train.checkpoint.state import (
 )
 from hpcgnn.train.checkpoint.store import best_or_last
 from hpcgnn.train.config import Config
+from hpcgnn.train.label_propagation import check_known_labels, class_rows, smoothed
 from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.own_model import ModelFile
+from hpcgnn.train.prediction import Prediction, node_ids, scored
 from hpcgnn.train.prediction_writing import write_predictions
 from hpcgnn.train.user_names import FindNodeIds, node_texts, read_pairs
 
@@ -136,7 +135,7 @@ class Predictor:
         if outputs is None:
             raise InputError("its task is not one of a built-in model", file=path)
         if config.model.labels_as_input:
-            _check_known_labels(graph, outputs, "a model trained with --labels-as-input")
+            check_known_labels(graph, outputs, "a model trained with --labels-as-input")
         check_model(config.model, facts_of(graph))
         with torch.device("meta"):
             shapes = build_model(config.model, graph, outputs, seed)
@@ -164,7 +163,7 @@ class Predictor:
         if smooth and not one_class:
             raise InputError("--correct-and-smooth needs labels with one class per node")
         if smooth:
-            _check_known_labels(graph, self.task.num_outputs, "--correct-and-smooth")
+            check_known_labels(graph, self.task.num_outputs, "--correct-and-smooth")
         scores = self.call.output().float()
         if len(scores) != graph.num_local_nodes:
             raise InputError(
@@ -172,9 +171,8 @@ class Predictor:
                 "row per node can be written"
             )
         if smooth:
-            _say_directed(graph)
-            scores = correct_and_smooth(graph, torch.softmax(scores, dim=-1), _train_mask(graph))
-            rows = _classes(scores := _shares(scores))
+            scores = smoothed(graph, scores)
+            rows = class_rows(scores)
         elif (found := self._of_pairs(scores, pairs)) is not None:
             if embeddings:
                 raise InputError(
@@ -191,7 +189,7 @@ class Predictor:
             if not isinstance(hidden, torch.Tensor):
                 raise InputError("a model of one layer has no embeddings; train with more --layers")
             rows["embeddings"] = hidden.float().cpu().numpy()
-        return _prediction(graph, self.task, node_ids(graph) | rows, scores)
+        return scored(graph, self.task, node_ids(graph) | rows, scores)
 
     def _of_pairs(self, scores: Tensor, file: Path | None) -> Prediction | None:
         """Return the predictions for pairs of nodes; None if the task is of nodes."""
@@ -202,7 +200,7 @@ class Predictor:
                 raise InputError("--pairs needs a task on edges or links, and this one is on nodes")
             return None
         ids = ids_of_pairs(self.graph, found.pairs, self.graph.derived(FindNodeIds()))
-        return _prediction(self.graph, self.task, ids | found.rows, scores, found.pairs.number)
+        return scored(self.graph, self.task, ids | found.rows, scores, found.pairs.number)
 
 
 def predict(
@@ -330,156 +328,3 @@ def _of(learned: Learned, checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     mine = {n: a for n, a in checkpoint.arrays.items() if not n.startswith(f"model/{OF_TASK}")}
     return replace(checkpoint, arrays=mine)
-
-
-@dataclass(frozen=True, repr=False)
-class Prediction:
-    """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
-
-    `rows` holds `original_ids` `[n]`, UTF-8 bytes if nodes have names; `probabilities` `[n, C]` and
-    `classes` `[n]` (or 0/1 `[n, C]` for several labels), or `values` `[n]` or `[n, W]`; and,
-    if asked for, `embeddings` `[n, hidden]`. For edges and pairs of nodes it holds `source_ids` and
-    `target_ids` instead of `original_ids`. `not_finite` is the number of nodes (or pairs) over all
-    ranks with a value in their rows that is not finite, `first_not_finite` the row of the first in
-    the output.
-
-    Attributes:
-        numbers: int64, position of each of this rank's rows in the output.
-        count: number of rows of all ranks.
-        what: `nodes` or `pairs`.
-        named_by: `nodes` or `edges`, whose label names are the classes' names; empty: neither.
-    """
-
-    rows: dict[str, np.ndarray]
-    metric: str
-    scores: dict[str, float]
-    numbers: np.ndarray
-    count: int
-    what: str = "nodes"
-    named_by: str = "nodes"
-    not_finite: int = 0
-    first_not_finite: int = -1
-
-    def __repr__(self) -> str:
-        """Return one line on the rows of this rank and the scores of all."""
-        scores = [f"{split} {shown(self.metric, score)}" for split, score in self.scores.items()]
-        arrays = [f"{name} {list(array.shape)}" for name, array in self.rows.items()]
-        return (
-            f"Prediction({len(self.numbers):,} of {self.count:,} {self.what}; "
-            f"{self.metric}: {', '.join(scores) or 'not known'}; rows: {', '.join(arrays)})"
-        )
-
-
-def predict_from_labels(graph: PartitionedGraph) -> Prediction:
-    """Return label propagation from the training nodes, without a model; collective.
-
-    Raises:
-        InputError: the graph has no training labels, or several labels per node.
-        NumericalError: no prediction is finite.
-    """
-    task = find_task(graph, "auto")
-    if not isinstance(task, MultiClass):
-        raise InputError("--label-propagation needs one class per node")
-    _say_directed(graph)
-    soft_NC = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
-    return _prediction(graph, task, node_ids(graph) | _classes(soft_NC), soft_NC)
-
-
-def node_ids(graph: PartitionedGraph) -> dict[str, np.ndarray]:
-    """Return the user's ids of the nodes, the first column of their predictions; collective."""
-    return {"original_ids": graph.derived(FindNodeIds())}
-
-
-def _classes(soft_NC: Tensor) -> dict[str, np.ndarray]:
-    return {
-        "probabilities": soft_NC.cpu().numpy(),
-        "classes": soft_NC.argmax(dim=-1).cpu().numpy(),
-    }
-
-
-def _prediction(
-    graph: PartitionedGraph,
-    task: Task,
-    rows: dict[str, np.ndarray],
-    scores_NC: Tensor,
-    numbers: np.ndarray | None = None,
-) -> Prediction:
-    """Return the rows, with scores of all nodes' outputs; `numbers` is of pairs, None for nodes."""
-    scores = {}
-    for split in SPLITS:
-        targets = task.targets(graph, split)
-        score = task.metrics(graph, scores_NC[targets], targets, split)[task.metric]
-        if math.isfinite(score):
-            scores[split] = score
-    what = "nodes" if numbers is None else "pairs"
-    numbers = graph.node_ids.cpu().numpy() if numbers is None else numbers
-    total = graph.comm.allreduce(len(numbers), where="check the predictions")
-    count, first = _not_finite(graph, rows, numbers)
-    if not total:
-        raise InputError("there are no pairs of nodes to predict")
-    if count == total:
-        raise NumericalError(
-            f"no {what[:-1]} has a finite prediction: the model or its input is not finite"
-        )
-    named_by = "edges" if isinstance(task, EdgeTask) else ""
-    if what == "nodes" and getattr(task, "target", None) == LABELS:
-        named_by = what
-    return Prediction(rows, task.metric, scores, numbers, total, what, named_by, count, first)
-
-
-def _not_finite(
-    graph: PartitionedGraph, rows: dict[str, np.ndarray], ids: np.ndarray
-) -> tuple[int, int]:
-    """Return the number of rows, over all ranks, that aren't finite, and the first; collective."""
-    comm = graph.comm
-    bad = np.zeros(len(ids), bool)
-    for array in rows.values():
-        if array.dtype.kind == "f":
-            bad |= ~np.isfinite(array).all(axis=tuple(range(1, array.ndim)))
-    count = comm.allreduce(int(bad.sum()), where="check the predictions")
-    lowest = int(ids[bad].min()) if bad.any() else 1 << 62
-    return count, comm.allreduce(lowest, "min", where="check the predictions")
-
-
-def _check_known_labels(graph: PartitionedGraph, num_classes: int | None, reader: str) -> None:
-    """Check that training nodes have labels, of classes that the model knows; collective.
-
-    Raises:
-        InputError: there are no labels, or one is of another class.
-    """
-    most = count = -1
-    if graph.labels is not None and graph.train_mask is not None and graph.labels.dim() == 1:
-        known = graph.labels[graph.train_mask & (graph.labels >= 0)]
-        count, most = len(known), int(known.max()) if len(known) else -1
-    count, most = graph.ring.comm.allreduce(np.array([count, most]), "max", where="known labels")
-    if count <= 0:
-        raise InputError(f"{reader} reads the labels of training nodes, but this graph has none")
-    if num_classes is not None and most >= num_classes:
-        raise InputError(
-            f"{reader} reads the labels of training nodes, which must be classes of the model: "
-            f"0 .. {num_classes - 1}",
-            value=int(most),
-        )
-
-
-def _say_directed(graph: PartitionedGraph) -> None:
-    if graph.ring.comm.rank == 0 and not graph.symmetric:
-        print(
-            "note: the graph is directed: labels spread only along its edges; convert --symmetrise "
-            "makes it undirected",
-            flush=True,
-        )
-
-
-def _train_mask(graph: PartitionedGraph) -> Tensor:
-    if graph.train_mask is None:
-        raise InputError("the graph has no split and therefore no training labels")
-    return graph.train_mask
-
-
-def _shares(scores_NC: Tensor) -> Tensor:
-    """Return rows divided by their sums; equal shares if the sum is at most 0, nan if it is nan."""
-    sums_N1 = scores_NC.sum(dim=1, keepdim=True)
-    unknown_N1 = sums_N1 <= 0
-    shares_NC = scores_NC / torch.where(unknown_N1, 1.0, sums_N1)
-    return torch.where(unknown_N1, 1 / scores_NC.shape[1], shares_NC)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,14 @@ from hpcgnn.nn.buckets import GradientSums
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.system import now
 from hpcgnn.tasks.task import SPLITS, Task, as_task
-from hpcgnn.train import run as ending
+from hpcgnn.train import ending
+from hpcgnn.train.arguments import (
+    check_given,
+    check_options,
+    check_start,
+    config_of_program,
+    shares_of,
+)
 from hpcgnn.train.callbacks import Callbacks
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint.file import Checkpoint
@@ -36,14 +44,15 @@ from hpcgnn.train.checkpoint.state import (
     restored_average,
     restored_rows,
 )
-from hpcgnn.train.diagnosis import first_gradient, first_layer
+from hpcgnn.train.diagnosis import first_gradient
 from hpcgnn.train.learned import Learned
 from hpcgnn.train.optimisation import Attack, Average, check_rows, clip_gradients, made_optimizer
+from hpcgnn.train.passes import Passes
 from hpcgnn.train.plan.refusal import explained
 from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
-from hpcgnn.train.run import Run, config_of_program
+from hpcgnn.train.run import Run
 from hpcgnn.train.run_directory import held, note_end, write_config
-from hpcgnn.train.scores import Monitor, Progress, Scores, check_output, rows_by_split, score
+from hpcgnn.train.scores import Monitor, Progress, Scores, rows_by_split, score
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.telemetry import Costs, Counters, Profile, Reporter, Stopwatch, over_ranks
 
@@ -104,8 +113,8 @@ class Trainer:
         opened: Run | None = None,
         **settings: Any,
     ) -> None:
-        ending.check_given(graph, model, run_dir, losses)
-        ending.check_options(resume=resume, stop=stop, show=show, display=display, opened=opened)
+        check_given(graph, model, run_dir, losses)
+        check_options(resume=resume, stop=stop, show=show, display=display, opened=opened)
         self.stop, self.losses, self.callbacks = stop, losses, Callbacks(callbacks)
         self.display = display
         self._asked_to_stop = ""
@@ -213,7 +222,7 @@ class Trainer:
             InputError: gradients are switched off where it is called, or it has run before.
             OutOfMemoryError: with what was asked for, and how many ranks would do.
         """
-        ending.check_start(self)
+        check_start(self.store)
         if self.of_program and self.begins:
             write_config(self.run_dir, self.comm, self.config)
         try:
@@ -288,17 +297,20 @@ class Trainer:
         self.learned.train()
         for parameter in self.parameters:
             parameter.grad = None
+        first = epoch == self.start + 1
+        fail = partial(self._not_finite, epoch)
+        rows = self.rows["train"]
+        passes = Passes(self.graph, self.task, self.call, rows, watch, first, fail)
         with self.call.random_numbers(epoch, self.config.training.seed):
             if self.config.training.adversarial_steps and isinstance(self.model, Model):
-                attack = Attack(self.model, self.graph, self.config)
-                total = attack.run(lambda x_NF: self._pass(epoch, watch, x_NF, attack.steps))
+                total = passes.adversarial(Attack(self.model, self.graph, self.config))
             elif self.losses is not None:
-                total = self._several(self.losses, epoch, watch)
+                total = passes.several(shares_of(self.losses(self, epoch)))
             else:
                 with self.sums.overlapping():
-                    total = self._pass(epoch, watch)
+                    total = passes.one()
         with watch.phase("backward"):
-            if epoch == self.start + 1 and not isinstance(self.model, Model):
+            if first and not isinstance(self.model, Model):
                 self.learned.note_unused(self.comm)
             with watch.phase("reduce"):
                 self._sum_gradients(epoch)
@@ -306,7 +318,7 @@ class Trainer:
                 clip_gradients(self.parameters, self.config.optimiser.clip_norm, self.comm)
         with usable(self.resumed):
             self.warmup.step(epoch)
-        if epoch == self.start + 1:
+        if first:
             with agreed(self.comm, "the optimizer's state"):
                 check_rows(self.optimizer)
         if self.average is not None:
@@ -321,59 +333,11 @@ class Trainer:
         """Return this rank's share of the task's loss for such an output; collective."""
         return self.task.loss(self.graph, output[self.rows["train"]], self.rows["train"])
 
-    def _pass(
-        self, epoch: int, watch: Stopwatch, x_NF: Tensor | None = None, steps: int = 1
-    ) -> float:
-        """Run forward and backward once; accumulates the gradients of 1 / steps of the loss."""
-        rows = self.call.targets(self.rows["train"])
-        with watch.phase("forward"), self.comm.at("forward"):
-            output = self.call.training_output(x_NF)
-            place = self.call.place(rows)
-            if epoch == self.start + 1:
-                check_output(output, place, self.task)
-            share = self.task.loss(self.graph, output[place], rows)
-            if isinstance(share, Tensor) and not share.requires_grad:
-                # A rank with a constant share must still take part in the others' backward passes.
-                share = share + output[:0].sum()
-        del output
-        return self._backward(share, epoch, watch, x_NF, steps)
-
-    def _several(self, losses: Losses, epoch: int, watch: Stopwatch) -> float:
-        total, shares = 0.0, ending.shares_of(losses(self, epoch))
-        while True:
-            with watch.phase("forward"), self.comm.at("forward"):
-                share = next(shares, None)
-            if share is None:
-                return total
-            total += self._backward(share, epoch, watch)
-
-    def _backward(
-        self,
-        share: Tensor,
-        epoch: int,
-        watch: Stopwatch,
-        x_NF: Tensor | None = None,
-        steps: int = 1,
-    ) -> float:
-        if not isinstance(share, Tensor) or share.numel() != 1:
-            raise InputError(
-                "the loss must be a tensor with one number: this rank's share",
-                value=tuple(share.shape) if isinstance(share, Tensor) else type(share).__name__,
-            )
-        with watch.phase("forward"), self.comm.at("forward"):
-            total: float = self.comm.allreduce(float(share.detach()), where="loss")
-        if not math.isfinite(total):
-            place = first_layer(self.model, self.comm, lambda: self.call.raw(x_NF))
-            self._not_finite(f"the loss is {total}", epoch, place)
-        with watch.phase("backward"), self.comm.at("backward"):
-            (share / steps).backward()
-        return total
-
     def _sum_gradients(self, epoch: int) -> None:
         """Sum the gradients of replicated parameters over the ranks."""
         if not self.sums.finish():
             place = first_gradient(self.graph, self.learned.named_parameters())
-            self._not_finite("a gradient is not finite", epoch, place)
+            self._not_finite(epoch, "a gradient is not finite", place)
 
     @torch.no_grad()
     def evaluate(self) -> Scores:
@@ -489,7 +453,7 @@ class Trainer:
         if self.comm.rank == 0:
             say(f"resuming after epoch {self.epoch} from {path}")
 
-    def _not_finite(self, what: str, epoch: int, place: str) -> NoReturn:
+    def _not_finite(self, epoch: int, what: str, place: str) -> NoReturn:
         """Raise NumericalError on all ranks; `place` names where it began."""
         self.store.finish()
         last = next(map(str, self.store.paths()), "none yet")

@@ -105,10 +105,12 @@ class NodeTexts:
         """Raise InputError if a node to write was not among the rows of this pass."""
         if self.wanted is None or self._seen.all():
             return
-        unknown, lost = self.wanted[~self._seen], "that the graph does not have"
+        unknown = self.wanted[~self._seen]
         first = unknown[0].decode() if isinstance(unknown[0], bytes) else int(unknown[0])
         raise InputError(
-            f"lists {counted(len(unknown), 'node')} {lost}", file=self.file, value=first
+            f"lists {counted(len(unknown), 'node')} that the graph does not have",
+            file=self.file,
+            value=first,
         )
 
 
@@ -145,7 +147,9 @@ def node_texts(
 
 def _listed(path: Path, encoding: Encoding, text: bool) -> np.ndarray:
     """Return the distinct ids in a table, ascending."""
-    from hpcgnn.storage.importers.table_files import INTEGER, TEXT, open_tables, to_numpy
+    from hpcgnn.storage.importers.cells import INTEGER, TEXT
+    from hpcgnn.storage.importers.table_batches import to_numpy
+    from hpcgnn.storage.importers.table_files import open_tables
     from hpcgnn.storage.importers.table_options import TextForm
 
     found = []

@@ -230,9 +230,13 @@ def test_an_array_of_another_name_can_name_the_nodes(ids, tmp_path, capsys):
     assert "named by" not in capsys.readouterr().err
     kept = hpcgnn.to_pyg(tmp_path / "named.h5").original_ids
     assert list(kept) == list(ids)
+    data.original_ids = [1, 2, 3]
+    hpcgnn.from_pyg(data, tmp_path / "both.h5", ids="user_id")
+    assert "original_ids are ignored, since user_id names the nodes" in capsys.readouterr().err
+    assert list(hpcgnn.to_pyg(tmp_path / "both.h5").original_ids) == list(ids)
     with pytest.raises(InputError, match=r"ids: has no array of this name .*'nobody'"):
         hpcgnn.from_pyg(data, tmp_path / "no.h5", ids="nobody")
-    with pytest.raises(InputError, match=r"ids: is no array of the nodes .*'edge_index'"):
+    with pytest.raises(InputError, match=r"ids: is not an array of the nodes .*'edge_index'"):
         hpcgnn.from_pyg(data, tmp_path / "no.h5", ids="edge_index")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,23 +203,27 @@ def test_the_file_is_the_same_on_any_number_of_ranks(comm, shared_path, monkeypa
     comm.barrier()
 
 
+def write_small(folder: Path, comm: Communicator, graph: RMat) -> None:
+    write_generated(
+        folder / "g.h5",
+        comm,
+        graph,
+        num_features=1,
+        seed=0,
+        noise=1.0,
+        shares=(1, 1, 1),
+        compress=False,
+        config={},
+    )
+
+
 @pytest.mark.mpi
 def test_an_error_on_the_last_rank_is_raised_on_all_ranks(comm, shared_path, monkeypatch):
     graph = RMat(100, 5, 2, 0, slab_edges=20)
     if comm.rank == comm.size - 1:
         monkeypatch.setattr(graph, "rows", lambda index: 1 // 0)
     with pytest.raises((HpcgnnError, ZeroDivisionError), match="division"):
-        write_generated(
-            shared_path / "g.h5",
-            comm,
-            graph,
-            num_features=1,
-            seed=0,
-            noise=1.0,
-            shares=(1, 1, 1),
-            compress=False,
-            config={},
-        )
+        write_small(shared_path, comm, graph)
     comm.barrier()
     assert list(shared_path.iterdir()) == []
 
@@ -237,15 +242,5 @@ def test_an_error_of_the_writing_rank_is_raised_on_all_ranks(comm, shared_path, 
         name = {"written": "append_features", "closed": "_finish"}[when]
         monkeypatch.setattr(output.GraphWriter, name, fails)
     with pytest.raises(OutputError, match=r"no space|missing"):
-        write_generated(
-            folder / "g.h5",
-            comm,
-            RMat(100, 5, 2, 0, slab_edges=20),
-            num_features=1,
-            seed=0,
-            noise=1.0,
-            shares=(1, 1, 1),
-            compress=False,
-            config={},
-        )
+        write_small(folder, comm, RMat(100, 5, 2, 0, slab_edges=20))
     comm.barrier()

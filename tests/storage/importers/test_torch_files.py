@@ -135,7 +135,7 @@ def test_ids_of_another_name(convert, refused, tmp_path, capfd, ids):
     torch.save(found, path)
     graph = convert(path, "--id", "user_id")
     assert list(ids) == (graph.names or graph.nodes.original_ids.tolist())
-    assert "original_ids are ignored: user_id names the nodes" in capfd.readouterr().err
+    assert "original_ids are ignored, since user_id names the nodes" in capfd.readouterr().err
     assert "no such array in the file, for --id (found 'uid')" in refused(path, "--id", "uid")
     for wrong in ("edge_index", "x"):
         said = f"{wrong}: ids of nodes are integers or a list of texts"

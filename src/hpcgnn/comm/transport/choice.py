@@ -186,14 +186,17 @@ def round_trip(
     comm: Communicator, sent: torch.Tensor, got: torch.Tensor, back: torch.Tensor
 ) -> str:
     """Send `sent` to the next rank, which returns it into `back`; return what failed, or ""."""
-    behind, ahead = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
+    previous, following = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
     try:
-        for to, origin, out, into in ((ahead, behind, sent, got), (behind, ahead, got, back)):
+        for to, origin, out, into in (
+            (following, previous, sent, got),
+            (previous, following, got, back),
+        ):
             requests = [comm.irecv(into, origin, _TAG), comm.isend(out, to, _TAG)]
             comm.wait_all(requests, "device round trip")
     except (MPI.Exception, CommunicationError, TypeError, ValueError, BufferError) as error:
         return f"rank {comm.rank}: {' '.join(str(error).split())}"
-    expected = sent - comm.rank + behind
+    expected = sent - comm.rank + previous
     if torch.equal(got, expected) and torch.equal(back, sent):
         return ""
     return f"rank {comm.rank}: a row came back changed"

@@ -7,6 +7,7 @@
 `Rows` are a rank's rows of a symmetric graph without self-loops, in ParMETIS's distributed form.
 """
 
-from hpcgnn.partition.pyparmetis.binding import ParMETIS, Rows, find, load, open_library
+from hpcgnn.partition.pyparmetis.binding import ParMETIS, Rows
+from hpcgnn.partition.pyparmetis.builds import find, load, open_library
 
 __all__ = ["ParMETIS", "Rows", "find", "load", "open_library"]

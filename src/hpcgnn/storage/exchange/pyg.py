@@ -95,7 +95,7 @@ def _plain(data: Any, form: Form, labels_as: str | None, ids: str | None) -> Sou
         raise InputError("ids: has no array of this name", file=file, value=ids)
     arrays, notes = _node_arrays(data, count, ids or IDS)
     if ids is not None and IDS not in arrays:
-        raise InputError("ids: is no array of the nodes", file=file, value=ids)
+        raise InputError("ids: is not an array of the nodes", file=file, value=ids)
     nodes = nodes_of(file, arrays, count, form, labels_as=labels_as)
     nodes.notes += notes
     relations = data.num_relations if "num_relations" in data else None
@@ -184,7 +184,7 @@ def _node_arrays(
         ids: name of what names the nodes, which becomes `original_ids`.
         kind: the type of the nodes, if there are several.
     """
-    arrays, others = {}, []
+    arrays, others, replaced = {}, [], []
     for name in store.keys() if callable(store.keys) else store.keys:
         if name in _STRUCTURE or store[name] is None:
             continue
@@ -192,6 +192,9 @@ def _node_arrays(
             arrays[IDS] = ids_of(store[name])
             if arrays[IDS] is None:
                 raise InputError(f"{name}: ids of nodes are integers or a list of texts")
+            continue
+        if name == IDS:
+            replaced.append(f"{IDS} are ignored, since {ids} names the nodes")
             continue
         array = array_of(store[name])
         known = name in ("x", "y", "train_mask", "val_mask", "test_mask", "node_type")
@@ -206,7 +209,7 @@ def _node_arrays(
         notes.append(
             f"the nodes are named by their rows: from_pyg(..., ids={shown}) takes {like[0]}"
         )
-    return arrays, notes
+    return arrays, notes + replaced
 
 
 def to_pyg(path: str | Path) -> Data | HeteroData:

@@ -219,10 +219,10 @@ def _merged(rules: RowRules) -> str:
 
 
 class _Joined:
-    """Which nodes of a table have edges: if many have none, its ids may be other ones.
+    """Which nodes of a table have edges; many without any may mean that the ids don't match.
 
     Args:
-        has_edges_N: bool; empty if it is not to be known.
+        has_edges_N: bool; empty for sources that are not tables, and for too many nodes.
     """
 
     def __init__(self, has_edges_N: np.ndarray) -> None:

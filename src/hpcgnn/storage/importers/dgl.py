@@ -9,9 +9,9 @@ from pathlib import Path
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.opening import open_binary
 from hpcgnn.storage.importers.source import ImportOptions, Source
-from hpcgnn.storage.importers.table_files import TextTable
 from hpcgnn.storage.importers.table_options import TableOptions, TextForm
 from hpcgnn.storage.importers.tables import source_of
+from hpcgnn.storage.importers.text_table import TextTable
 
 _META = "meta.yaml"
 _LONGEST = 1 << 16

@@ -71,6 +71,26 @@ def split_chunks(
             different sets.
     """
     notes = [] if notes is None else notes
+    entries, counts, sizes = _entries(labels, times, seed, scratch)
+    if times is None:
+        notes += _too_small(counts, ratio)
+    codes, shared = _coded(entries, counts, ratio, scratch, by_time=times is not None)
+    if shared:
+        text = (
+            "the split by time separates nodes of the same time: among these the order of rows "
+            "decides"
+        )
+        notes.append(NoteOn(None, text))
+    yield from _by_row(sorted_slabs(codes, scratch, ("row",), whole=False), sizes)
+
+
+def _entries(
+    labels: Iterator[np.ndarray], times: Iterator[np.ndarray] | None, seed: int, scratch: Scratch
+) -> tuple[Records, dict[int, int], list[int]]:
+    """Return keys that sort the labelled nodes, their number by class, and the chunks' lengths.
+
+    By time all nodes are in class 0.
+    """
     entries = scratch.records(_ENTRY)
     counts: dict[int, int] = {}
     row = 0
@@ -93,8 +113,18 @@ def split_chunks(
         entries.append(out)
         sizes.append(chunk.shape[0])
         row += chunk.shape[0]
-    if times is None:
-        notes += _too_small(counts, ratio)
+    return entries, counts, sizes
+
+
+def _coded(
+    entries: Records,
+    counts: dict[int, int],
+    ratio: tuple[float, float, float],
+    scratch: Scratch,
+    *,
+    by_time: bool,
+) -> tuple[Records, bool]:
+    """Return the code of each node, and whether nodes of equal time are in different sets."""
     border = _Border()
     codes = scratch.records(_CODE)
     seen = dict.fromkeys(counts, 0)
@@ -102,7 +132,7 @@ def split_chunks(
         out = np.empty(slab.shape[0], _CODE)
         out["row"] = slab["row"]
         groups = np.zeros_like(slab["key"])
-        if times is None:
+        if not by_time:
             groups = slab["key"] >> _CHANCE.astype(np.int64)
         for name in np.unique(groups).tolist():
             here = slice(*np.searchsorted(groups, (name, name + 1)))
@@ -110,15 +140,9 @@ def split_chunks(
             seen[name] += here.stop - here.start
             out["code"][here] = _codes(place, counts[name], ratio)
         codes.append(out)
-        if times is not None:
+        if by_time:
             border.add(slab["key"], out["code"])
-    if border.shared:
-        text = (
-            "the split by time separates nodes of the same time: among these the order of rows "
-            "decides"
-        )
-        notes.append(NoteOn(None, text))
-    yield from _by_row(sorted_slabs(codes, scratch, ("row",), whole=False), sizes)
+    return codes, border.shared
 
 
 def _too_small(counts: dict[int, int], ratio: tuple[float, float, float]) -> list[NoteOn]:

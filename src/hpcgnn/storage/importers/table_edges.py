@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.cells import NUMBER, TEXT
+from hpcgnn.storage.importers.table_batches import Batch
 from hpcgnn.storage.importers.table_features import (
     Names,
     class_codes,
@@ -14,7 +16,7 @@ from hpcgnn.storage.importers.table_features import (
     merged_kind,
     require_columns,
 )
-from hpcgnn.storage.importers.table_files import NUMBER, TEXT, Batch, TableFile
+from hpcgnn.storage.importers.table_files import TableFile
 from hpcgnn.storage.importers.table_options import TableOptions, listed
 from hpcgnn.storage.importers.table_values import (
     integers,

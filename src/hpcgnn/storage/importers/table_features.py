@@ -16,9 +16,11 @@ import pyarrow.compute as pc
 from hpcgnn.errors import InputError
 from hpcgnn.settings import nearest
 from hpcgnn.storage.encoding import CATEGORY, NUMBER, VECTOR, EncodedColumn
-from hpcgnn.storage.importers import cells, table_files
-from hpcgnn.storage.importers.table_files import Batch, TableFile
+from hpcgnn.storage.importers import cells
+from hpcgnn.storage.importers.table_batches import Batch, to_numpy
+from hpcgnn.storage.importers.table_files import TableFile
 from hpcgnn.storage.importers.table_values import strange
+from hpcgnn.storage.importers.text_table import TextTable
 
 MAX_CATEGORIES = 1 << 12
 _ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
@@ -32,10 +34,10 @@ def merged_kind(tables: list[TableFile], name: str) -> str:
     kinds = {table.kinds[name] for table in tables if name in table.names}
     if len(kinds) == 1:
         return kinds.pop()
-    for kind in (table_files.LIST, table_files.TEXT, table_files.TIME, table_files.BOOLEAN):
+    for kind in (cells.LIST, cells.TEXT, cells.TIME, cells.BOOLEAN):
         if kind in kinds:
             return kind
-    return table_files.NUMBER if kinds else table_files.TEXT
+    return cells.NUMBER if kinds else cells.TEXT
 
 
 def require_columns(table: Any, names: list[str]) -> None:
@@ -106,15 +108,15 @@ def plan(
         kind = merged_kind(tables, name)
         if name not in categorical:
             refuse_commas(tables, name)
-        if kind == table_files.TIME:
+        if kind == cells.TIME:
             raise InputError(
                 f"holds times, which can't be {what}: leave it out, or store numbers",
                 file=tables[0].path,
                 dataset=name,
             )
-        if name in categorical or kind == table_files.TEXT:
+        if name in categorical or kind == cells.TEXT:
             out.append(EncodedColumn(name, CATEGORY))
-        elif kind == table_files.LIST:
+        elif kind == cells.LIST:
             out.append(EncodedColumn(name, VECTOR, width=0))
         else:
             out.append(EncodedColumn(name))
@@ -136,9 +138,9 @@ def refuse_commas(tables: list[TableFile], name: str) -> None:
 def read_kind(column: EncodedColumn) -> str:
     """Return the kind that a table is to read the column as."""
     return {
-        CATEGORY: table_files.TEXT,
-        VECTOR: table_files.LIST,
-        NUMBER: table_files.NUMBER,
+        CATEGORY: cells.TEXT,
+        VECTOR: cells.LIST,
+        NUMBER: cells.NUMBER,
     }[column.kind]
 
 
@@ -188,7 +190,7 @@ class FeatureFit:
                 if len(lengths):
                     self._widths.setdefault(column.name, lengths[0].as_py())
             else:
-                known = table_files.to_numpy(array.cast(pa.float64()).fill_null(math.nan))
+                known = to_numpy(array.cast(pa.float64()).fill_null(math.nan))
                 known = known[~np.isnan(known)]
                 self._sums[column.name][0] += float(known.sum())
                 self._sums[column.name][1] += known.shape[0]
@@ -229,7 +231,7 @@ def features_of(batch: Batch, columns: list[EncodedColumn], missing: str) -> np.
         if array is None:
             array = pa.nulls(batch.num_rows)
         if column.kind == NUMBER:
-            values = table_files.to_numpy(array.cast(pa.float64()).fill_null(math.nan))
+            values = to_numpy(array.cast(pa.float64()).fill_null(math.nan))
             _fill(part, values[:, None], column, batch, missing)
         elif column.kind == VECTOR:
             _fill(part, _vectors(array, column, batch), column, batch, missing)
@@ -263,15 +265,15 @@ def _fill(
 def _vectors(array: pa.Array, column: EncodedColumn, batch: Batch) -> np.ndarray:
     out = np.full((batch.num_rows, column.width), math.nan)
     array = array.cast(pa.large_list(pa.float64()))
-    lengths = table_files.to_numpy(array.value_lengths().fill_null(column.width))
+    lengths = to_numpy(array.value_lengths().fill_null(column.width))
     wrong = np.flatnonzero(lengths != column.width)
     if wrong.shape[0]:
         row = int(wrong[0])
         raise batch.error(
             column.name, row, f"must hold {column.width} numbers in each row", int(lengths[row])
         )
-    known = table_files.to_numpy(array.is_valid())
-    flat = table_files.to_numpy(array.drop_null().flatten().fill_null(math.nan))
+    known = to_numpy(array.is_valid())
+    flat = to_numpy(array.drop_null().flatten().fill_null(math.nan))
     out[known] = flat.reshape(-1, column.width)
     return out
 
@@ -294,7 +296,7 @@ def category_codes(array: pa.Array, values: list[str]) -> np.ndarray:
         return np.full(len(array), -1)
     # Nulls are not found, since the values have none.
     found = pc.index_in(array, value_set=pa.array(values, array.type))
-    return table_files.to_numpy(found.fill_null(-1)).astype(np.int64)
+    return to_numpy(found.fill_null(-1)).astype(np.int64)
 
 
 class Names:
@@ -312,20 +314,20 @@ class Names:
     def of(name: str, tables: list[TableFile], categorical: Collection[str]) -> Names:
         """Return the names of a column, as text if its numbers are names."""
         if name in categorical:
-            return Names(name, table_files.TEXT)
+            return Names(name, cells.TEXT)
         refuse_commas(tables, name)
         kind = merged_kind(tables, name)
-        text = [table for table in tables if isinstance(table, table_files.TextTable)]
+        text = [table for table in tables if isinstance(table, TextTable)]
         padded = any(name in t.names and not t.is_canonical(name) for t in text)
-        return Names(name, table_files.TEXT if kind == table_files.INTEGER and padded else kind)
+        return Names(name, cells.TEXT if kind == cells.INTEGER and padded else kind)
 
     def texts(self, batch: Batch) -> pa.Array:
         """Return the column as texts, null if unknown; whole numbers have no decimal point."""
         array = batch.columns.get(self.name)
         if array is None:
             return pa.nulls(batch.num_rows, pa.string())
-        if self.kind == table_files.NUMBER:
-            values = table_files.to_numpy(array.fill_null(math.nan))
+        if self.kind == cells.NUMBER:
+            values = to_numpy(array.fill_null(math.nan))
             known = values[~np.isnan(values)]
             odd = known[(known != np.rint(known)) | (np.abs(known) >= 1 << 53)]
             if odd.shape[0]:
@@ -351,15 +353,15 @@ class Names:
             )
 
     def finish(self) -> list[str]:
-        return sorted(self._values, key=None if self.read_kind() == table_files.TEXT else int)
+        return sorted(self._values, key=None if self.read_kind() == cells.TEXT else int)
 
     def mostly_different(self, number: int) -> bool:
         """Return whether `number` distinct values are too many to be classes of these rows."""
         return number > _MANY_NAMES and 0 < self.known_rows < 2 * number
 
     def read_kind(self) -> str:
-        numbers = (table_files.INTEGER, table_files.NUMBER)
-        return self.kind if self.kind in numbers else table_files.TEXT
+        numbers = (cells.INTEGER, cells.NUMBER)
+        return self.kind if self.kind in numbers else cells.TEXT
 
 
 def class_codes(batch: Batch, column: Names, classes: list[str], refusal: str) -> np.ndarray:
@@ -370,7 +372,7 @@ def class_codes(batch: Batch, column: Names, classes: list[str], refusal: str) -
     """
     texts = column.texts(batch)
     codes = category_codes(texts, classes)
-    wrong = np.flatnonzero((codes < 0) & table_files.to_numpy(texts.is_valid()))
+    wrong = np.flatnonzero((codes < 0) & to_numpy(texts.is_valid()))
     if wrong.shape[0]:
         row = int(wrong[0])
         raise batch.error(column.name, row, refusal, texts[row].as_py())

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers import cells, table_files
+from hpcgnn.storage.importers import cells
+from hpcgnn.storage.importers.cells import TEXT
 from hpcgnn.storage.importers.names import LONGEST
 from hpcgnn.storage.importers.source import Column, Over, as_ids
-from hpcgnn.storage.importers.table_files import TEXT, Batch, TableFile
+from hpcgnn.storage.importers.table_batches import Batch, to_numpy
+from hpcgnn.storage.importers.table_files import TableFile
 
 _MANY = 50  # with this many distinct numbers per text or more, the column has no categories
 _SETS = ("train", "valid", "test")
@@ -41,7 +43,7 @@ def numbers(batch: Batch, names: list[str]) -> np.ndarray:
     """Return float64 [n], or [n, W] for several columns; NaN for missing values."""
     nothing = pa.nulls(batch.num_rows)
     columns = [batch.columns.get(name, nothing).cast(pa.float64()) for name in names]
-    found = [table_files.to_numpy(column.fill_null(math.nan)) for column in columns]
+    found = [to_numpy(column.fill_null(math.nan)) for column in columns]
     return found[0] if len(found) == 1 else np.stack(found, axis=1)
 
 
@@ -73,7 +75,7 @@ def known(batch: Batch, name: str) -> np.ndarray:
     array = batch.columns[name]
     if array.null_count:
         raise null(batch, name)
-    return table_files.to_numpy(array)
+    return to_numpy(array)
 
 
 def integers(batch: Batch, name: str) -> np.ndarray:
@@ -82,7 +84,7 @@ def integers(batch: Batch, name: str) -> np.ndarray:
     Raises:
         InputError: a value is not an integer or exceeds 64 bits; the error names its line.
     """
-    values = table_files.to_numpy(batch.columns[name])
+    values = to_numpy(batch.columns[name])
     if values.dtype.kind == "f":
         odd = np.flatnonzero((values != np.rint(values)) | (np.abs(values) >= 1 << 53))
         if odd.size:
@@ -95,13 +97,13 @@ def integers(batch: Batch, name: str) -> np.ndarray:
 
 
 def null(batch: Batch, name: str) -> InputError:
-    row = int(np.argmax(table_files.to_numpy(batch.columns[name].is_null())))
+    row = int(np.argmax(to_numpy(batch.columns[name].is_null())))
     place = batch.place(row)
     return InputError(f"{place} is null or empty", file=batch.file, dataset=name)
 
 
 def check_length(batch: Batch, name: str) -> None:
-    lengths = table_files.to_numpy(pc.binary_length(batch.columns[name]))
+    lengths = to_numpy(pc.binary_length(batch.columns[name]))
     if lengths.max(initial=0) > LONGEST:
         row = int(np.argmax(lengths))
         raise batch.error(name, row, f"ids are texts of at most {LONGEST} bytes", int(lengths[row]))

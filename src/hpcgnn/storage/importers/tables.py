@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import EncodedColumn, Encoding
-from hpcgnn.storage.importers import table_files
+from hpcgnn.storage.importers.cells import BOOLEAN, INTEGER, LIST, NUMBER, TEXT, TIME
 from hpcgnn.storage.importers.made_split import split_chunks
 from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.source import (
@@ -27,31 +27,21 @@ from hpcgnn.storage.importers.source import (
     Source,
 )
 from hpcgnn.storage.importers.spool import Scratch
+from hpcgnn.storage.importers.table_batches import Batch, to_numpy
 from hpcgnn.storage.importers.table_edges import edge_columns
 from hpcgnn.storage.importers.table_features import (
     FeatureFit,
     Names,
     class_codes,
-    expand,
     features_of,
     merged_kind,
     odd_values,
     plan,
     read_kind,
-    require_columns,
 )
-from hpcgnn.storage.importers.table_files import (
-    BOOLEAN,
-    INTEGER,
-    NUMBER,
-    TEXT,
-    TIME,
-    Batch,
-    TableFile,
-    TextTable,
-    open_tables,
-)
-from hpcgnn.storage.importers.table_options import TableOptions, listed
+from hpcgnn.storage.importers.table_files import TableFile, open_tables
+from hpcgnn.storage.importers.table_nodes import node_columns
+from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.table_values import (
     batches,
     check_length,
@@ -62,6 +52,7 @@ from hpcgnn.storage.importers.table_values import (
     numbers,
     split_codes,
 )
+from hpcgnn.storage.importers.text_table import TextTable
 
 
 def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions) -> Source:
@@ -121,13 +112,15 @@ class _Reading:
         self.notes: list[str] = []
         self.ends = edge_columns(edges, tables, options.weights)
         check_split_columns(self.ends.split, file, "--edge-split-column")
-        self._choose_node_columns()
+        self.columns = node_columns(nodes, tables, file)
         self.text = self._ids_are_text()
         self.store = NameStore(self.file, options.limit) if self.text else None
         self.edge_plan = self._plan(self.ends.features, edges, "edge features")
-        self.node_plan = self._plan(self.feature_names, self.node_tables, "features")
-        plain = len(self.label_names) == 1 and not self.options.label_values
-        self.labels = Names.of(str(self.label), nodes, tables.categorical) if plain else None
+        self.node_plan = self._plan(self.columns.features, self.node_tables, "features")
+        plain = len(self.columns.labels) == 1 and not self.options.label_values
+        self.labels = (
+            Names.of(str(self.columns.label), nodes, tables.categorical) if plain else None
+        )
         self.encoding = Encoding(
             ids=TEXT if self.text else INTEGER,
             options={
@@ -137,9 +130,9 @@ class _Reading:
                 "edge_features": self.ends.features,
                 "relation": self.ends.relation,
                 "edge_label": ",".join(self.ends.labels) or None,
-                "id": self.id,
-                "label": self.label,
-                "features": self.feature_names,
+                "id": self.columns.id,
+                "label": self.columns.label,
+                "features": self.columns.features,
             },
             missing=self.missing,
             like=like.like if like else "",
@@ -147,64 +140,20 @@ class _Reading:
         self.nodes = self._node_columns()
         self._name_ignored()
 
-    def _choose_node_columns(self) -> None:
-        self.id = self.options.choice("id")
-        self.label = self.options.choice("label")
-        self.split_time = self.options.split_time
-        self.split_columns = listed(self.options.split_column)
-        check_split_columns(self.split_columns, self.file, "--split-column")
-        self.feature_names: list[str] = []
-        self.label_names = listed(self.label)
-        if not self.node_tables:
-            self._refuse_node_options()
-            self.label_names = []
-            return
-        first = self.node_tables[0]
-        if self.id is None:
-            fitting = [name for name in ("id", "node", "node_id") if name in first.names]
-            if len(fitting) != 1:
-                known = ", ".join(first.names[:40])
-                raise InputError(
-                    f"has columns {known}: choose the one with the nodes' ids with --id",
-                    file=first.path,
-                )
-            self.id = fitting[0]
-        others = {n for n in (self.id, self.split_time) if n}
-        others |= {*self.label_names, *self.split_columns}
-        patterns = self.options.choices("features")
-        if patterns:
-            self.feature_names = expand(patterns, first, others)
-        for table in self.node_tables:
-            require_columns(table, [self.id, *self.feature_names])
-        for name in others - {self.id}:
-            having = [table for table in self.node_tables if name in table.names]
-            if not having and not (name in self.label_names and self.options.like is not None):
-                require_columns(first, [name])
-            for table in having:
-                require_columns(table, [name])
-        if not any(name in t.names for t in self.node_tables for name in self.label_names):
-            self.label_names = []
-
-    def _refuse_node_options(self) -> None:
-        for name in ("id", "label", "features", "split_column", "split_time"):
-            if getattr(self.options, name):
-                option = name.replace("_", "-")
-                raise InputError(f"--{option} is for tables of nodes: name these with --nodes")
-
     def _ids_are_text(self) -> bool:
         if self.options.like is not None:
             return self.options.like.ids == TEXT
         columns = [(t, n) for t in self.edge_tables for n in (self.ends.source, self.ends.target)]
-        columns += [(table, str(self.id)) for table in self.node_tables]
+        columns += [(table, str(self.columns.id)) for table in self.node_tables]
         kinds = [table.kinds[str(name)] for table, name in columns]
         for (table, name), kind in zip(columns, kinds, strict=True):
-            if kind in (BOOLEAN, TIME, table_files.LIST) and not isinstance(table, TextTable):
+            if kind in (BOOLEAN, TIME, LIST) and not isinstance(table, TextTable):
                 raise InputError(
                     "must hold integers or texts, not booleans, times or lists",
                     file=table.path,
                     dataset=str(name),
                 )
-        if self.options.text_ids or {TEXT, TIME, table_files.LIST} & set(kinds):
+        if self.options.text_ids or {TEXT, TIME, LIST} & set(kinds):
             return True
         return any(
             isinstance(table, TextTable)
@@ -227,8 +176,7 @@ class _Reading:
 
     def _name_ignored(self) -> None:
         edge = self.ends.used()
-        node = {self.id, self.split_time, *self.label_names, *self.split_columns}
-        node |= set(self.feature_names)
+        node = self.columns.used()
         for tables, used in ((self.edge_tables, edge), (self.node_tables, node)):
             unused: list[str] = []
             for table in tables:
@@ -276,8 +224,8 @@ class _Reading:
         encoding.features, encoding.classes = self._fit(
             self.node_tables, self.node_plan, self.labels
         )
-        if len(self.label_names) > 1:
-            encoding.classes = self.label_names
+        if len(self.columns.labels) > 1:
+            encoding.classes = self.columns.labels
         relations = self.ends.relations
         texts = relations if relations and relations.kind == TEXT else None
         encoding.edge_features, encoding.relations, encoding.edge_classes = self._fit(
@@ -374,26 +322,26 @@ class _Reading:
                 nodes.ids = Column(self.file, "ids", self.store.ids())
             return nodes
         file = self.node_tables[0].path
-        nodes.ids = _Ids(file, str(self.id), self._node_ids(), self)
-        if self.feature_names:
+        nodes.ids = _Ids(file, str(self.columns.id), self._node_ids(), self)
+        if self.columns.features:
             nodes.features = Column(file, "features", self._features())
-        if self.label_names:
-            nodes.labels = Column(file, str(self.label), self._labels())
-            several = "several" if len(self.label_names) > 1 else "classes"
+        if self.columns.labels:
+            nodes.labels = Column(file, str(self.columns.label), self._labels())
+            several = "several" if len(self.columns.labels) > 1 else "classes"
             nodes.labels_as = "values" if self.options.label_values else several
-        if self.split_columns:
-            codes = split_codes(self.node_tables, self.split_columns, str(self.id))
+        if self.columns.split:
+            codes = split_codes(self.node_tables, self.columns.split, str(self.columns.id))
             nodes.split = NodeSplit(
                 file, column=Column(file, str(self.options.split_column), codes)
             )
-        elif self.options.split_ratio is not None or self.split_time is not None:
-            if not self.label_names:
+        elif self.options.split_ratio is not None or self.columns.time is not None:
+            if not self.columns.labels:
                 raise InputError("a split by ratio or time needs labelled nodes: add --label")
             nodes.split = NodeSplit(file, column=Column(file, "split", self._made_split()))
         return nodes
 
     def _node_ids(self) -> Iterator[np.ndarray]:
-        name = str(self.id)
+        name = str(self.columns.id)
         for batch in self._batches(self.node_tables, {name: TEXT if self.text else INTEGER}):
             if batch.columns[name].null_count:
                 raise null(batch, name)
@@ -411,14 +359,14 @@ class _Reading:
     def _labels(self) -> Iterator[np.ndarray]:
         if self.labels is not None:
             wanted = {self.labels.name: self.labels.read_kind()}
-            found = self._batches(self.node_tables, wanted, id=str(self.id))
+            found = self._batches(self.node_tables, wanted, id=str(self.columns.id))
             refusal = "is not one of the known classes"
             for batch in found:
                 yield class_codes(batch, self.labels, self.encoding.classes, refusal)
             return
-        wanted = dict.fromkeys(self.label_names, NUMBER)
-        for batch in self._batches(self.node_tables, wanted, id=str(self.id)):
-            yield numbers(batch, self.label_names)
+        wanted = dict.fromkeys(self.columns.labels, NUMBER)
+        for batch in self._batches(self.node_tables, wanted, id=str(self.columns.id)):
+            yield numbers(batch, self.columns.labels)
 
     def _labelled(self) -> Iterator[np.ndarray]:
         """Yield int64 chunks: the node's class if it has one; else 0 for any label, -1 for none."""
@@ -431,33 +379,33 @@ class _Reading:
 
     def _made_split(self) -> Iterator[np.ndarray]:
         ratio = self.options.split_ratio or (0.8, 0.1, 0.1)
-        times = None if self.split_time is None else self._times()
+        times = None if self.columns.time is None else self._times()
         seed, notes = self.options.seed, self.nodes.notes
         yield from split_chunks(self._labelled(), times, ratio, seed, self._scratch, notes)
 
     def _times(self) -> Iterator[np.ndarray]:
         """Yield int64 chunks that sort in the order of the times."""
-        name = str(self.split_time)
+        name = str(self.columns.time)
         kind = TIME if merged_kind(self.node_tables, name) in (TIME, TEXT) else NUMBER
         labels = self._labelled()
-        for batch in self._batches(self.node_tables, {name: kind}, id=str(self.id)):
+        for batch in self._batches(self.node_tables, {name: kind}, id=str(self.columns.id)):
             array = batch.columns.get(name, pa.nulls(batch.num_rows))
-            known = table_files.to_numpy(array.is_valid())
+            known = to_numpy(array.is_valid())
             needed = (next(labels) >= 0) & ~known
             if needed.any():
                 row = int(np.argmax(needed))
                 raise batch.error(name, row, "is missing, but the node has a label")
             if kind == TIME:
-                yield table_files.to_numpy(array.cast(pa.int64()).fill_null(0))
+                yield to_numpy(array.cast(pa.int64()).fill_null(0))
                 continue
-            bits = table_files.to_numpy(array.cast(pa.float64()).fill_null(math.nan)).view(np.int64)
+            bits = to_numpy(array.cast(pa.float64()).fill_null(math.nan)).view(np.int64)
             # Floats compare like their bits as integers, if those of negative ones are flipped.
             yield bits ^ ((bits >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
 
     def describe(self, value: int, edges: bool) -> tuple[str, Any]:
         """Return the place of an id, in an edge or in the tables of nodes, and its value there."""
         tables = self.edge_tables if edges else self.node_tables
-        names = [self.ends.source, self.ends.target] if edges else [str(self.id)]
+        names = [self.ends.source, self.ends.target] if edges else [str(self.columns.id)]
         kind = TEXT if self.text else INTEGER
         place, shown, seen = "", value, 0
         for batch in self._batches(tables, dict.fromkeys(names, kind)):

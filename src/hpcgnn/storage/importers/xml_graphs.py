@@ -12,7 +12,7 @@ import pyarrow as pa
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.opening import open_binary, require
 from hpcgnn.storage.importers.source import ImportOptions, Over, Source
-from hpcgnn.storage.importers.table_files import Batch, first_line, kind_of
+from hpcgnn.storage.importers.table_batches import Batch, first_line, kind_of
 from hpcgnn.storage.importers.table_options import TableOptions
 from hpcgnn.storage.importers.tables import source_of
 

@@ -16,15 +16,15 @@ from hpcgnn.storage.read.parts import (
     Claims,
     EdgeLists,
     Part,
-    _check_sums,
-    _disagree,
-    _pair_sum,
-    _sum_range,
     check_edges,
     check_ids,
     check_sends,
+    check_sums,
+    disagreement,
     new_key,
+    pair_sum,
     part_name,
+    sum_range,
 )
 from hpcgnn.storage.read.reader import FormatFile, StoredColumn
 from hpcgnn.storage.schema import PARTITION, chunk_rows
@@ -184,9 +184,9 @@ def check_whole(file: PartitionFile) -> None:
         first = first or claims.form
         claims.check_form(first, file.place(part_name(index)))
         sums.append((claims.ids, claims.fingerprint))
-        pairs += _pair_sum(claims.received, index, key, reverse=False)
-        pairs -= _pair_sum(claims.sent, index, key, reverse=True)
-    sums.append((-_sum_range(0, file.counts.num_nodes, key), 0))
-    _check_sums(file.place("parts"), sums, file.header["fingerprint"])
+        pairs += pair_sum(claims.received, index, key, reverse=False)
+        pairs -= pair_sum(claims.sent, index, key, reverse=True)
+    sums.append((-sum_range(0, file.counts.num_nodes, key), 0))
+    check_sums(file.place("parts"), sums, file.header["fingerprint"])
     if pairs & MASK:
-        raise _disagree(file.place("parts"), "each other")
+        raise disagreement(file.place("parts"), "each other")

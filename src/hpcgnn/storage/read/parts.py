@@ -251,16 +251,16 @@ def check_together(comm: Communicator, header: Header, claims: Claims, place: Pl
     identities = comm.allgather([header[name] for name in _IDENTITY], where)
     first_form = comm.broadcast(claims.form, where=where)
     low, high = (header["num_nodes"] * rank // comm.size for rank in (comm.rank, comm.rank + 1))
-    ids = claims.ids - _sum_range(low, high, claims.key)
+    ids = claims.ids - sum_range(low, high, claims.key)
     sums = comm.allgather((ids, claims.fingerprint), where)
     told = comm.alltoallv([claims.sent[[peer]] for peer in range(comm.size)], where)
     with agreed(comm, where):
         _check_same(identities, place)
         claims.check_form(first_form, place)
-        _check_sums(Place(place.file, "parts"), sums, header["fingerprint"])
+        check_sums(Place(place.file, "parts"), sums, header["fingerprint"])
         wrong = np.flatnonzero(claims.received != np.concatenate(told))
         if wrong.size:
-            raise _disagree(place, f"part {wrong[0]}")
+            raise disagreement(place, f"part {wrong[0]}")
 
 
 def _check_same(identities: list[list[object]], place: Place) -> None:
@@ -275,7 +275,7 @@ def _check_same(identities: list[list[object]], place: Place) -> None:
                 )
 
 
-def _check_sums(place: Place, sums: list[tuple[int, int]], fingerprint: str) -> None:
+def check_sums(place: Place, sums: list[tuple[int, int]], fingerprint: str) -> None:
     """Check that all parts together have each node once, and the file's fingerprint.
 
     `sums` adds up to the nodes of all parts less those of the whole graph, and to the fingerprints.
@@ -289,7 +289,8 @@ def _check_sums(place: Place, sums: list[tuple[int, int]], fingerprint: str) -> 
         raise place.error("have a node in common and lack another: create the file again")
 
 
-def _disagree(place: Place, others: str) -> InputError:
+def disagreement(place: Place, others: str) -> InputError:
+    """Return the error of a part whose edges are not those that other parts have."""
     return place.error(
         f"disagrees with {others} about the edges between them: create the file again"
     )
@@ -312,12 +313,13 @@ def _sum_ids(ids: np.ndarray, key: int) -> int:
     return total & MASK
 
 
-def _sum_range(low: int, high: int, key: int) -> int:
+def sum_range(low: int, high: int, key: int) -> int:
+    """Return the sum over the nodes low .. high - 1 that the ids of parts must add up to."""
     blocks = (np.arange(at, min(high, at + _BLOCK)) for at in range(low, high, _BLOCK))
     return sum(_sum_ids(block, key) for block in blocks)
 
 
-def _pair_sum(sums: np.ndarray, index: int, key: int, *, reverse: bool) -> int:
+def pair_sum(sums: np.ndarray, index: int, key: int, *, reverse: bool) -> int:
     """Return one sum over all pairs of parts (index, peer), or (peer, index) with `reverse`."""
     peers, own = np.arange(len(sums), dtype=np.uint64), np.full(len(sums), index, np.uint64)
     first, second = (peers, own) if reverse else (own, peers)

@@ -34,10 +34,8 @@ _CACHE_BYTES = 2 * CHUNK_BYTES
 _PIECE_BYTES = 16 << 20
 _MAX_INFLATION = 1100  # gzip reaches at most 1032 to 1
 _INSTEAD = {  # advice by the format wanted and the format given
-    (
-        PARTITION,
-        GRAPH,
-    ): ": divide the graph into one part per rank first (hpcgnn partition, hpcgnn.partition_graph)",
+    (PARTITION, GRAPH): ": divide the graph into one part per rank first (hpcgnn partition, "
+    "hpcgnn.partition_graph)",
     (GRAPH, PARTITION): ": use the graph file that the parts were made from",
 }
 _MEANINGS = {

@@ -7,16 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from hpcgnn.storage import checks, schema
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.encoding import Encoding
-from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
-from hpcgnn.storage.schema import COUNT_LIMITS, DATASET, GRAPH, NAMES, Counts, chunk_rows, exceeded
+from hpcgnn.storage.fingerprint import to_hex
+from hpcgnn.storage.schema import COUNT_LIMITS, DATASET, GRAPH, NAMES, Counts, exceeded
 from hpcgnn.storage.write import atomic
-from hpcgnn.storage.write.atomic import OutputFile
+from hpcgnn.storage.write.column_writer import ColumnWriter
 
 
 class GraphWriter:
@@ -402,72 +401,3 @@ class GraphWriter:
                 wanted = int(self._type_counts[kind]) if known else 0
             if column.num_rows != wanted:
                 raise self._place(name).error(f"must have {wanted} rows", column.num_rows)
-
-
-class ColumnWriter:
-    """A dataset written in whole chunks; holds one chunk and the rows being appended.
-
-    Attributes:
-        num_rows: the number of rows appended so far.
-        dtype: the dtype of the dataset.
-        tail: the shape of a row.
-        fingerprint: the fingerprint of all rows appended so far.
-    """
-
-    def __init__(
-        self,
-        output: OutputFile,
-        name: str,
-        dtype: np.dtype,
-        tail: tuple[int, ...],
-        *,
-        compress: bool = False,
-    ) -> None:
-        self.name = name
-        self.dtype = np.dtype(dtype)
-        self.tail = tail
-        self.num_rows = 0
-        self.fingerprint = 0
-        self._output = output
-        self._compress = compress
-        self._chunk = chunk_rows(tail, self.dtype)
-        self._waiting: list[np.ndarray] = []
-        self._written = 0
-        self._dataset: h5py.Dataset | None = None
-
-    def append(self, rows: np.ndarray) -> None:
-        """Append rows `[k, *tail]` of the column's dtype; they are written or copied."""
-        self.fingerprint = (self.fingerprint + fingerprint(self.name, rows, self.num_rows)) & MASK
-        self.num_rows += len(rows)
-        full = (self.num_rows - self._written) // self._chunk * self._chunk
-        if full == 0:
-            self._waiting.append(rows.copy())
-            return
-        split = len(rows) - (self.num_rows - self._written - full)
-        self._waiting.append(rows[:split])
-        self._flush()
-        self._waiting = [rows[split:].copy()]
-
-    def finish(self) -> None:
-        """Write the rows that are left."""
-        if self._dataset is None or self.num_rows > self._written:
-            self._flush()
-
-    def drop(self) -> None:
-        """Discard all rows appended and delete the dataset."""
-        if self._dataset is not None:
-            del self._output.h5[self.name]
-
-    def _flush(self) -> None:
-        rows = np.concatenate([np.empty((0, *self.tail), self.dtype), *self._waiting])
-        if self._dataset is None:
-            self._dataset = self._output.dataset(
-                self.name, self.dtype, rows.shape, compress=self._compress, growing=True
-            )
-        else:
-            self._dataset.resize(self._written + len(rows), axis=0)
-        if rows.size:
-            self._dataset[self._written : self._written + len(rows)] = rows
-        self._written += len(rows)
-        self._waiting = []
-        self._output.check()

@@ -12,9 +12,7 @@ import torch
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.mpi_library import MPI
-from hpcgnn.comm.ring import Ring
-from hpcgnn.graph.execution import Execution
-from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.graph.partitioned import of_one_part
 from hpcgnn.kernels.block import Block
 from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import EDGE_READERS, RELATION_READERS
@@ -160,17 +158,11 @@ def _built(settings: ModelSettings, widths: _Widths, comm: Communicator) -> Mode
         columns=zero.to(torch.int32),
         features=torch.empty(1, widths.edge, device="meta") if widths.edge else None,
     )
-    edges = EdgeBlocks(0, [block], [zero[:0].to(torch.int32)])
     rows = {n: torch.empty(1, n, device="meta") for n in {widths.features, *widths.typed.values()}}
-    graph = PartitionedGraph(
-        num_nodes=1,
-        num_edges=1,
+    graph = of_one_part(
+        comm,
+        block,
         num_classes=widths.outputs,
-        node_ids=zero,
-        original_ids=zero,
-        in_edges=edges,
-        out_edges=edges,
-        execution=Execution(Ring(comm)),
         features=rows[widths.features],
         typed_features={kind: rows[width] for kind, width in widths.typed.items()},
         node_types=zero if widths.typed else None,

@@ -15,10 +15,8 @@ import torch
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.mpi_library import MPI
-from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError
-from hpcgnn.graph.execution import Execution
-from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.graph.partitioned import PartitionedGraph, of_one_part
 from hpcgnn.kernels.block import Block
 from hpcgnn.settings import parse_size
 from hpcgnn.train.calls import ModelCall
@@ -123,18 +121,10 @@ def _graph(whole: Shape, nodes: int, comm: Communicator) -> PartitionedGraph:
         columns=torch.randint(nodes, (edges,), generator=generator).to(torch.int32),
         relation=relation,
     )
-    nothing = torch.empty(0, dtype=torch.int32)
-    inward = EdgeBlocks(0, [block], [nothing])
-    ids = torch.arange(nodes)
-    return PartitionedGraph(
-        num_nodes=nodes,
-        num_edges=edges,
+    return of_one_part(
+        comm,
+        block,
         num_classes=whole.outputs,
-        node_ids=ids,
-        original_ids=ids,
-        in_edges=inward,
-        out_edges=inward,
-        execution=Execution(Ring(comm)),
         features=torch.randn(nodes, whole.features, generator=generator)
         if whole.features
         else None,
