@@ -11,8 +11,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks.edges import EdgeTask
-from hpcgnn.tasks.settings import shown
-from hpcgnn.tasks.settings import LABELS
+from hpcgnn.tasks.settings import LABELS, shown
 from hpcgnn.tasks.task import SPLITS, Task
 from hpcgnn.train.user_names import FindNodeIds
 

@@ -98,7 +98,9 @@ def _pop_ids(
             raise InputError(message, file=path, dataset=f"{kind}.{name}" if kind else name)
         found[kind] = (list(value) if isinstance(value, tuple) else value, name)
         if name != IDS and store.pop(IDS, None) is not None:
-            notes.append(f"{f'{kind}.' if kind else ''}{IDS} are ignored, since {name} names the nodes")
+            notes.append(
+                f"{f'{kind}.' if kind else ''}{IDS} are ignored, since {name} names the nodes"
+            )
     return found
 
 
