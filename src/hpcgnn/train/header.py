@@ -11,7 +11,7 @@ from hpcgnn.models.settings import ModelSettings, no_features
 from hpcgnn.storage.read.partition_file import MAX_PARTS
 from hpcgnn.storage.read.parts import check_ranks, part_name
 from hpcgnn.storage.read.reader import Reader
-from hpcgnn.storage.schema import COUNT_LIMITS, PARTITION
+from hpcgnn.storage.schema import COUNT_LIMITS, GRAPH, PARTITION
 from hpcgnn.tasks.settings import LABELS, check_stored, nothing_to_learn
 from hpcgnn.train.config import Config
 
@@ -30,7 +30,10 @@ def check_header(path: Path, comm: Communicator, config: Config) -> None:
 
 def _check(reader: Reader, comm: Communicator, config: Config) -> None:
     task, prefixes, edges = config.task, [""], "edges"
-    if reader.text("format") == PARTITION:
+    kind = reader.text("format")
+    if kind not in (GRAPH, PARTITION):
+        raise InputError("is neither a graph nor a partition", file=reader.path, value=kind)
+    if kind == PARTITION:
         number = reader.integer("num_parts", 1, MAX_PARTS)
         check_ranks(number, comm, reader.path)
         prefixes, edges = [f"{part_name(part)}/" for part in range(number)], "in"
