@@ -234,7 +234,7 @@ def test_graphs_with_few_nodes_or_without_labels(comm, graph):
     else:
         call(comm, train, "tiny.h5", *SETTINGS, "--epochs", 2, "--run-dir", "t")
         assert len(Path("t/metrics.jsonl").read_text().splitlines()) == 2
-        with pytest.raises(InputError, match="is neither a graph nor a partition .*checkpoint"):
+        with pytest.raises(InputError, match=r"is neither a graph nor a partition .*checkpoint"):
             call(comm, train, "t/checkpoints/last.h5", "--run-dir", "v")
     with pytest.raises(InputError, match=r"has no labels.*of its edges: --task links"):
         call(comm, train, "bare.h5", "--method", "random", "--run-dir", "u")
