@@ -185,6 +185,21 @@ class OfPyg(torch.nn.Module):
         super().__init__()
         self.out = torch.nn.Linear(inputs, hidden)
 
+class Widths(torch.nn.Module):
+    def __init__(self, in_channels):
+        super().__init__()
+        self.first = SAGEConv(in_channels, 2)
+
+class Attributes(torch.nn.Module):
+    def __init__(self, data):
+        super().__init__()
+        self.out = torch.nn.Linear(data.num_node_features, 2)
+
+class Failing(torch.nn.Module):
+    def __init__(self, data):
+        super().__init__()
+        self.out = torch.nn.Linear("2", 2)
+
 class OfData(torch.nn.Module):
     def __init__(self, graph):
         super().__init__()
@@ -206,6 +221,13 @@ def nothing():
         ("Net", "hiden=3", "Net has no argument hiden, .*: did you mean hidden"),
         ("Net", "depth=3", "Net has no argument depth, .*: it takes hidden, classes"),
         ("Net", "graph=3,hidden=1,classes=2", "Net gets the graph as `graph`: leave it out of"),
+        (
+            "OfPyg",
+            "",
+            r"unfit.py, line 12: the first argument of OfPyg, here `inputs`, is the graph",
+        ),
+        ("Widths", "", r"unfit.py, line 17: .*, here `in_channels`, is the graph; .*: InputError"),
+        ("Attributes", "", r"line 22: .*, here `data`, is the graph; .*features.shape\[1\]"),
         ("nothing", "", "nothing takes no argument: it is called with the graph"),
         ("OfData", "", r"OfData.forward takes .* write forward\(self, x, edge_index\)"),
     ],
@@ -222,8 +244,8 @@ def test_what_the_model_is_not_given_is_one_line(comm, folder, name, arguments, 
 def test_an_exception_says_where_the_graph_went(comm, folder):
     (folder / "unfit.py").write_text(UNFIT)
     with pytest.raises(TypeError) as caught:
-        call(comm, train, folder / "part.h5", "--model", f"{folder}/unfit.py:OfPyg")
-    assert caught.value.__notes__ == ["OfPyg is called with the graph, here as `inputs`"]
+        call(comm, train, folder / "part.h5", "--model", f"{folder}/unfit.py:Failing")
+    assert caught.value.__notes__ == ["Failing is called with the graph, here as `data`"]
 
 
 GUARD = r'put it under `if __name__ == "__main__":`'

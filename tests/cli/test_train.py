@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +53,34 @@ def write(path: Path, num_nodes: int, num_edges: int, labels: bool = True, seed:
             writer.append_labels(whole.labels)
             writer.append_split(np.stack([whole.split, np.roll(whole.split, 7)], axis=1))
     return path
+
+
+def test_what_cannot_be_learned_is_refused_before_torch_is_loaded(tmp_path):
+    write(tmp_path / "bare.h5", 9, 20, labels=False)
+    write(tmp_path / "g.h5", 9, 20)
+    with GraphWriter(tmp_path / "plain.h5", num_nodes=2, config={}) as writer:
+        writer.append_rows(np.array([1, 1]), np.array([1, 0]))
+    script = """
+import sys
+from hpcgnn.cli.main import main
+main(["partition", "g.h5", "--parts", "2", "--method", "random", "-o", "two.h5"])
+for words in ("bare.h5", "g.h5 --task links", "g.h5 --target age", "two.h5", "plain.h5", "none.h5"):
+    assert main(["train", *words.split()]) == 2, words
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+    alone = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "OMPI", "SLURM"))}
+    run = {"capture_output": True, "text": True, "env": alone, "cwd": tmp_path}
+    done = subprocess.run([sys.executable, "-c", script], **run)
+    for words in (
+        "bare.h5: the graph has no labels: there is nothing to learn",
+        "g.h5: --task links needs a split of the edges",
+        "g.h5: the graph has no array of this name: none (found 'age')",
+        "two.h5: has 2 parts but the job has 1 rank",
+        "plain.h5: the graph has no node features; give --embedding WIDTH",
+        "none.h5: no such file",
+    ):
+        assert f"error: {words}" in done.stderr, done.stderr
+    assert done.stderr.count("False\n") == 6, done.stderr
 
 
 @pytest.fixture
@@ -203,6 +234,8 @@ def test_graphs_with_few_nodes_or_without_labels(comm, graph):
     else:
         call(comm, train, "tiny.h5", *SETTINGS, "--epochs", 2, "--run-dir", "t")
         assert len(Path("t/metrics.jsonl").read_text().splitlines()) == 2
+        with pytest.raises(InputError, match=r"is neither a graph nor a partition .*checkpoint"):
+            call(comm, train, "t/checkpoints/last.h5", "--run-dir", "v")
     with pytest.raises(InputError, match=r"has no labels.*of its edges: --task links"):
         call(comm, train, "bare.h5", "--method", "random", "--run-dir", "u")
 

@@ -56,7 +56,9 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_tables(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("tables (CSV, TSV, Parquet): columns by name, or by number")
+    group = parser.add_argument_group(
+        "tables (CSV, TSV, Parquet): columns by name, without a header by number"
+    )
     group.add_argument(
         "--nodes",
         action="extend",
@@ -73,7 +75,7 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         ("relation", "relation of an edge, text or a number"),
         ("edge-label", "class of an edge, empty where it is unknown; A,B,C: several labels"),
         ("edge-split-column", "train, valid, test or empty for each edge; A,B,C: three masks"),
-        ("id", "id of a node in the edges"),
+        ("id", "id of a node in the edges; for .pt files, the arrays or lists of ids, as A or A,B"),
         ("label", "class of a node, empty where it is unknown; A,B,C: several labels at once"),
         ("split-column", "train, valid, test or empty for each node; A,B,C: three masks"),
         (

@@ -13,6 +13,7 @@ from hpcgnn.errors import InputError, counted, warn
 from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.train.config import Config, add_options, former_settings, resolve
+from hpcgnn.train.header import check_header
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     source, run_dir = _places(args, comm)
     config = resolve_together(args, comm, run_dir)
     check_range("--profile", args.profile, 0, HIGHEST)
+    check_header(source, comm, config)
     with display_of(args, comm.rank) as display:
         # Imported here, since PyTorch takes seconds: other ranks and signals are handled meanwhile.
         with comm.at("imports"), display.stage("load PyTorch"):

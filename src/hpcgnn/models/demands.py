@@ -10,7 +10,7 @@ import torch
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
-from hpcgnn.models.settings import ModelSettings
+from hpcgnn.models.settings import ModelSettings, no_features
 
 EDGE_READERS = ("gat", "gatv2", "transformer", "gine", "pna", "rgat", "deeper")
 RELATION_READERS = ("rgcn", "rgat")
@@ -44,7 +44,7 @@ def check_model(settings: ModelSettings, facts: Facts) -> None:
         InputError: the graph lacks some of it.
     """
     if facts.features == "none" and not settings.embedding:
-        raise InputError("the graph has no node features; give --embedding WIDTH to learn some")
+        raise no_features()
     if settings.kind in RELATION_READERS and not facts.num_relations:
         raise InputError(f"--model {settings.kind} needs relations; convert the graph from triples")
     if settings.kind == "gine" and facts.edge_width == 0:

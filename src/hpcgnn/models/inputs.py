@@ -11,6 +11,7 @@ from torch.nn import functional
 from hpcgnn import kernels
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.models.settings import no_features
 from hpcgnn.nn.gradients import copied_to
 from hpcgnn.nn.linear import Embedding, Linear, NodeFeatures
 from hpcgnn.sar.products import dense_rows
@@ -24,7 +25,7 @@ class FeatureInput(torch.nn.Module):
     def __init__(self, graph: PartitionedGraph) -> None:
         super().__init__()
         if graph.features is None:
-            raise InputError("the graph has no node features; give --embedding WIDTH to learn some")
+            raise no_features()
         self.width = int(graph.features.shape[1])
 
     def forward(self, graph: PartitionedGraph) -> NodeFeatures:

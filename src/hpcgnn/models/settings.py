@@ -126,3 +126,8 @@ class ModelSettings(Section):
             raise InputError(
                 f"--ignore takes {', '.join(_IGNORABLE)}, separated by commas", value=self.ignore
             )
+
+
+def no_features() -> InputError:
+    """Return the error that the nodes have no features and none are learned."""
+    return InputError("the graph has no node features; give --embedding WIDTH to learn some")

@@ -24,6 +24,7 @@ PARTS = {
 }
 _ABSENT = "-"
 COLUMNS = {
+    "ranks": "ranks",
     "epochs": "epochs",
     "best_epoch": "best epoch",
     "best_valid": "valid",
@@ -120,6 +121,7 @@ def summarise(run: RunFiles | Path) -> dict[str, Any]:
     return {
         "run_dir": str(run.folder),
         "status": _status(run),
+        "ranks": _ranks(run),
         "epochs": records[-1]["epoch"],
         "epochs_missing": gaps((r["epoch"] for r in records), records[-1]["epoch"]),
         "records_repeated": run.repeated,
@@ -146,6 +148,7 @@ def _not_begun(run: RunFiles) -> dict[str, Any]:
     return {
         "run_dir": str(run.folder),
         "status": _status(run),
+        "ranks": _ranks(run),
         "epochs": 0,
         "epochs_missing": "",
         "records_repeated": run.repeated,
@@ -157,6 +160,12 @@ def _not_begun(run: RunFiles) -> dict[str, Any]:
         **dict.fromkeys(("bytes_per_epoch_and_rank", "peak_memory_bytes_max")),
         "checkpoints": run.checkpoints,
     }
+
+
+def _ranks(run: RunFiles) -> int | None:
+    """The number of ranks since the last start; None if it was not recorded."""
+    ranks = run.starts[-1].get("ranks") if run.starts else None
+    return ranks if type(ranks) is int else None
 
 
 def metric_of(run: RunFiles) -> str:

@@ -17,15 +17,19 @@ from hpcgnn.tasks.classes import CLASS_METRICS, LABEL_METRICS, MultiClass, Multi
 from hpcgnn.tasks.edges import EdgeTask
 from hpcgnn.tasks.links import LINK_METRICS, LinkPrediction
 from hpcgnn.tasks.pairs import PairMLP
-from hpcgnn.tasks.settings import BALANCED, NONE, TaskSettings, weights
-from hpcgnn.tasks.task import LABELS, Labelled, checked
+from hpcgnn.tasks.settings import (
+    BALANCED,
+    LABELS,
+    NONE,
+    TaskSettings,
+    check_stored,
+    nothing_to_learn,
+    weights,
+)
+from hpcgnn.tasks.task import Labelled, checked
 from hpcgnn.tasks.values import VALUE_METRICS, Regression
 
 _MOST_OUTPUTS = 1 << 24
-_NOTHING = "there is nothing to learn (convert: --label COLUMN, --split-ratio 8,1,1)"
-
-_OF_EDGES = "; of its edges: --task links, or edge-classes where they have labels"
-
 _METRICS = {
     "classes": (CLASS_METRICS, "classes"),
     "labels": (LABEL_METRICS, "several labels"),
@@ -67,10 +71,7 @@ def find_task(
         return _edges(graph, labels, split, metric, settings, seed)
     found = graph.labels if settings.target == LABELS else graph.nodes.get(settings.target)
     if found is None or graph.train_mask is None:
-        text = f"the graph has no {'labels' if found is None else 'split'}: {_NOTHING}"
-        if graph.edge_split is not None:
-            text += _OF_EDGES
-        raise InputError(text)
+        raise nothing_to_learn("labels" if found is None else "split")
     task = _labelled(graph, metric, settings, found, settings.kind)
     settings.check_read(task.kind)
     rows = task.targets(graph, "train")
@@ -78,34 +79,6 @@ def find_task(
     task = _weighted(graph, task, settings, found[rows])
     task.check_targets(graph, rows)
     return task
-
-
-def check_stored(
-    settings: TaskSettings, *, edge_labels: bool, edge_split: bool, arrays: Collection[str]
-) -> None:
-    """Whether the graph holds what a task of its edges, or of a named array, is learned from.
-
-    Args:
-        edge_labels, edge_split: whether the edges have them.
-        arrays: named arrays of the nodes.
-
-    Raises:
-        InputError: the graph lacks it.
-    """
-    if settings.kind == "links":
-        if not edge_split:
-            raise InputError(
-                "--task links needs a split of the edges: convert --link-split makes one"
-            )
-    elif settings.on_pairs:
-        if not (edge_labels and edge_split):
-            raise InputError(
-                f"--task {settings.kind} needs labels and a split of the edges: "
-                "convert --edge-label COLUMN (or --edge-labels L.npy), and --link-split 0.8,0.1,0.1"
-            )
-    elif settings.target != LABELS and settings.target not in arrays:
-        names = ", ".join(arrays) or "none"
-        raise InputError(f"the graph has no array of this name: {names}", value=settings.target)
 
 
 def check_task(
@@ -130,7 +103,7 @@ def check_task(
     if settings.on_pairs or settings.target != LABELS:
         return
     if not labels:
-        raise InputError(f"the graph has no labels or no split: {_NOTHING}{_OF_EDGES}")
+        raise nothing_to_learn("labels or no split")
     if kind == "classes" and num_outputs:
         MultiClass(num_outputs, checked(metric, CLASS_METRICS, "classes"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from hpcgnn.errors import InputError
@@ -36,6 +37,7 @@ METRICS = (
     "hits",
 )
 NONE, BALANCED = "none", "balanced"
+LABELS = "labels"  # the target that is not a named array
 _OF_EDGES = ("edge-classes", "edge-labels", "edge-values")
 _READ_BY = {  # the kinds of task that use a setting, unless all do
     "target": ("classes", "labels", "values"),
@@ -183,3 +185,39 @@ def checked_weights(
             value=given if shown is None else shown,
         )
     return found
+
+
+def nothing_to_learn(missing: str) -> InputError:
+    """Return the error that the nodes have no labels, or no split, named by `missing`."""
+    return InputError(
+        f"the graph has no {missing}: there is nothing to learn (convert: --label COLUMN, "
+        "--split-ratio 8,1,1); of its edges: --task links, or edge-classes where they have labels"
+    )
+
+
+def check_stored(
+    settings: TaskSettings, *, edge_labels: bool, edge_split: bool, arrays: Collection[str]
+) -> None:
+    """Whether the graph holds what a task of its edges, or of a named array, is learned from.
+
+    Args:
+        edge_labels, edge_split: whether the edges have them.
+        arrays: named arrays of the nodes.
+
+    Raises:
+        InputError: the graph lacks it.
+    """
+    if settings.kind == "links":
+        if not edge_split:
+            raise InputError(
+                "--task links needs a split of the edges: convert --link-split makes one"
+            )
+    elif settings.on_pairs:
+        if not (edge_labels and edge_split):
+            raise InputError(
+                f"--task {settings.kind} needs labels and a split of the edges: "
+                "convert --edge-label COLUMN (or --edge-labels L.npy), and --link-split 0.8,0.1,0.1"
+            )
+    elif settings.target != LABELS and settings.target not in arrays:
+        names = ", ".join(arrays) or "none"
+        raise InputError(f"the graph has no array of this name: {names}", value=settings.target)

@@ -17,13 +17,13 @@ from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.pairs import NodePairs
 from hpcgnn.tasks.pairs import PairRows
+from hpcgnn.tasks.settings import LABELS
 
 SPLITS = ("train", "valid", "test")
 OWN = "own"  # the kind that `stored` gives for a user's own task
 _METHODS = ("targets", "loss", "metrics")
 _ASKED = ("metric", "larger_is_better")
 _OPTIONAL = ("num_outputs", "module", "stored", "prepare", "pairs", "predictions", "is_scored")
-LABELS = "labels"  # the target that is not a named array
 
 
 @runtime_checkable

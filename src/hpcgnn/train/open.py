@@ -23,7 +23,7 @@ from hpcgnn.partition.load import load_partition
 from hpcgnn.settings import parse_size
 from hpcgnn.system import bytes_read
 from hpcgnn.tasks.build import check_task
-from hpcgnn.tasks.task import LABELS
+from hpcgnn.tasks.settings import LABELS
 from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import prepare
 from hpcgnn.train.plan.refusal import explained

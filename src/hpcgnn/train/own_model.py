@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import InputError, printable
+from hpcgnn.errors import InputError, printable, shortened
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.loading import GUARD, MODULE
 from hpcgnn.models.settings import OWN, ModelSettings
@@ -98,6 +99,7 @@ class ModelFile:
             try:
                 model = make(graph, **keywords)
             except Exception as error:
+                self._refuse_misuse(error, first)
                 if first not in ("", "graph"):
                     error.add_note(f"{self.name} is called with the graph, here as `{first}`")
                 raise
@@ -124,6 +126,23 @@ class ModelFile:
         if problem:
             raise InputError(f"{self.name} {problem}", file=self.path)
         return first
+
+    def _refuse_misuse(self, error: Exception, first: str) -> None:
+        """Raise InputError if the model took the graph for something else, such as a width."""
+        known = isinstance(error, TypeError | AttributeError | InputError)
+        if not known or PartitionedGraph.__name__ not in str(error):
+            return
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).resolve() == self.path.resolve()
+        ]
+        raise InputError(
+            f"the first argument of {self.name}, here `{first}`, is the graph; take widths from "
+            "it, such as graph.features.shape[1] and graph.num_classes: "
+            f"{type(error).__name__}: {shortened(' '.join(str(error).split()), 120)}",
+            file=f"{self.path}, line {lines[-1]}" if lines else self.path,
+        ) from None
 
     def _check_neighbours(self, comm: Communicator) -> None:
         """Check that modules of its folder imported by all ranks are the same files; collective."""

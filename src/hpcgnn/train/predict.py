@@ -24,7 +24,8 @@ from hpcgnn.storage.write.atomic import check_output_together
 from hpcgnn.tasks.build import find_task
 from hpcgnn.tasks.classes import MultiClass
 from hpcgnn.tasks.pairs import ids_of_pairs
-from hpcgnn.tasks.task import LABELS, OWN, Task, TaskDefaults, as_task
+from hpcgnn.tasks.settings import LABELS
+from hpcgnn.tasks.task import OWN, Task, TaskDefaults, as_task
 from hpcgnn.train import prediction_file
 from hpcgnn.train.calls import BuiltInCall, ModelCall
 from hpcgnn.train.checkpoint import file as files

@@ -11,8 +11,8 @@ from torch import Tensor
 from hpcgnn.errors import InputError, NumericalError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks.edges import EdgeTask
-from hpcgnn.tasks.settings import shown
-from hpcgnn.tasks.task import LABELS, SPLITS, Task
+from hpcgnn.tasks.settings import LABELS, shown
+from hpcgnn.tasks.task import SPLITS, Task
 from hpcgnn.train.user_names import FindNodeIds
 
 

@@ -14,6 +14,7 @@ import torch
 
 import hpcgnn
 from hpcgnn.errors import InputError
+from hpcgnn.storage.read.graph_file import GraphFile
 
 
 class DglFrames:
@@ -74,12 +75,16 @@ def test_a_dgl_heterograph_is_converted(tmp_path):
         likes: (torch.tensor([1]), torch.tensor([0])),
     }
     nodes = {"user": {"feat": torch.randn(2, 3), "label": torch.tensor([1, 0])}, "game": {}}
+    nodes["user"]["_ID"] = torch.tensor([70, 5])
     graph = DglGraph({"user": 2, "game": 4}, ends, nodes, {plays: {}, likes: {}})
     data = hpcgnn.to_pyg(hpcgnn.from_dgl(graph, tmp_path / "g.h5"))
     assert data.metadata() == (["user", "game"], [plays, likes])
     assert torch.equal(data["user"].x, nodes["user"]["feat"]) and data["game"].num_nodes == 4
     assert data["user"].y.tolist() == [1, 0]
     assert data[plays].edge_index.tolist() == [[0, 1], [1, 1]]
+    with GraphFile(tmp_path / "g.h5") as file:
+        names = file.names.texts(0, 6)
+    assert names == ["user/70", "user/5", *(f"game/{row}" for row in range(4))]
 
 
 def test_a_networkx_graph_is_converted(tmp_path, capfd):

@@ -238,3 +238,29 @@ def test_an_array_of_another_name_can_name_the_nodes(ids, tmp_path, capsys):
         hpcgnn.from_pyg(data, tmp_path / "no.h5", ids="nobody")
     with pytest.raises(InputError, match=r"ids: is not an array of the nodes .*'edge_index'"):
         hpcgnn.from_pyg(data, tmp_path / "no.h5", ids="edge_index")
+
+
+def test_nodes_of_several_types_keep_their_ids(tmp_path, capsys):
+    data = pyg.HeteroData()
+    data["user"].x, data["user"].user_id = torch.ones(2, 1), ["ann", "bob"]
+    data["item"].x, data["item"].item_id = torch.ones(2, 1), torch.tensor([70, 5])
+    data["user", "buys", "item"].edge_index = torch.tensor([[0, 1], [1, 0]])
+    out = tmp_path / "g.h5"
+
+    def names(ids):
+        hpcgnn.from_pyg(data, out, ids=ids, force=True)
+        with GraphFile(out) as file:
+            return file.names.texts(0, 4)
+
+    assert names(None) == ["user/0", "user/1", "item/0", "item/1"]
+    assert "ids={'item': 'item_id'}) takes item_id" in capsys.readouterr().err
+    assert names("user_id") == ["user/ann", "user/bob", "item/0", "item/1"]
+    both = {"user": "user_id", "item": "item_id"}
+    assert names(both) == ["user/ann", "user/bob", "item/70", "item/5"]
+    assert capsys.readouterr().err.count("takes item_id") == 1
+    for wrong in ("nobody", {"tag": "id"}, {"item": "user_id"}):
+        with pytest.raises(InputError, match=r"HeteroData: ids: no "):
+            names(wrong)
+    data["user"].user_id = ["ann", "ann"]
+    with pytest.raises(InputError, match=r"user/user_id: gives two nodes the same name .*'ann'"):
+        names("user_id")

@@ -22,6 +22,7 @@ class Converted:
     counts: Counts
     slab: GraphSlab
     nodes: NodeData
+    names: list[str] | None = None
 
     @property
     def destinations(self) -> np.ndarray:
@@ -72,7 +73,8 @@ def read(path: Path) -> Converted:
     with GraphFile(path) as graph:
         graph.verify()
         rows = graph.read_rows(0, graph.num_nodes)
-        return Converted(graph.counts, rows, graph.read_nodes(0, graph.num_nodes))
+        names = None if graph.names is None else graph.names.texts(0, graph.num_nodes)
+        return Converted(graph.counts, rows, graph.read_nodes(0, graph.num_nodes), names)
 
 
 @pytest.fixture

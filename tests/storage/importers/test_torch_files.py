@@ -121,6 +121,43 @@ def test_features_and_labels_by_node_type(convert, refused, tmp_path, capfd):
     assert "paper.label: looks like labels of the nodes: call it y" in refused(path)
 
 
+@pytest.mark.parametrize("ids", [torch.tensor([70, 5, 9, 1, 0]), list("cabde")])
+def test_ids_of_another_name(convert, refused, tmp_path, capfd, ids):
+    path, found = tmp_path / "g.pt", data(user_id=ids)
+    torch.save(found, path)
+    check(convert(path))
+    assert "--id user_id names them by user_id" in capfd.readouterr().err
+    graph = convert(path, "--id", "user_id")
+    check(graph)
+    assert list(ids) == (graph.names or graph.nodes.original_ids.tolist())
+    assert "user_id" not in capfd.readouterr().err
+    found.original_ids = torch.arange(5)
+    torch.save(found, path)
+    graph = convert(path, "--id", "user_id")
+    assert list(ids) == (graph.names or graph.nodes.original_ids.tolist())
+    assert "original_ids are ignored, since user_id names the nodes" in capfd.readouterr().err
+    assert "no such array in the file, for --id (found 'uid')" in refused(path, "--id", "uid")
+    for wrong in ("edge_index", "x"):
+        said = f"{wrong}: ids of nodes are integers or a list of texts"
+        assert said in refused(path, "--id", wrong)
+    assert "--label is for tables" in refused(path, "--label", "y")
+
+
+def test_ids_by_node_type(convert, tmp_path, capfd):
+    geometric = pytest.importorskip("torch_geometric.data")
+    found = geometric.HeteroData()
+    found["user"].num_nodes, found["user"].uid = 2, ["ann", "bob"]
+    found["item"].num_nodes, found["item"].item_id = 2, torch.tensor([70, 5])
+    found["tag"].num_nodes = 1
+    found["user", "buys", "item"].edge_index = torch.tensor([[0, 1], [1, 0]])
+    path = tmp_path / "g.pt"
+    torch.save(found, path)
+    assert convert(path).names == ["user/0", "user/1", "item/0", "item/1", "tag/0"]
+    assert "--id item_id names them by item_id" in capfd.readouterr().err
+    graph = convert(path, "--id", "uid,item_id")
+    assert graph.names == ["user/ann", "user/bob", "item/70", "item/5", "tag/0"]
+
+
 def test_classes_registered_as_safe_are_not_instantiated(tmp_path):
     """None of their methods runs, even if they are imported, and in any order of registration."""
     geometric = pytest.importorskip("torch_geometric.data")

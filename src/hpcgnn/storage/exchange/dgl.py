@@ -11,6 +11,7 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.exchange.objects import (
     EDGE_NAMES,
+    IDS,
     Form,
     array_of,
     check_labels_as,
@@ -19,7 +20,8 @@ from hpcgnn.storage.exchange.objects import (
     typed_nodes,
     write,
 )
-from hpcgnn.storage.importers.source import Source
+from hpcgnn.storage.importers.listed_ids import ListedNames
+from hpcgnn.storage.importers.source import Column, Source
 from hpcgnn.storage.importers.typed import TypedEdges, join
 
 _NODES = {
@@ -56,7 +58,8 @@ def from_dgl(
 
     The node data `feat`, `label`, `train_mask`, `val_mask` and `test_mask` and the edge data
     `weight`, `feat`, `etype`, `label` and `split` have datasets of their own; PyTorch Geometric's
-    names are recognised too. Other data with a row per node become named arrays.
+    names are recognised too. Other data with a row per node become named arrays. `_ID` gives the
+    ids of the nodes, which are named TYPE/ID or TYPE/ROW if there are several types.
 
     Args:
         names: a mapping from names in `ndata` and `edata` to PyTorch Geometric's, such as
@@ -85,9 +88,13 @@ def from_dgl(
     for name in graph.ntypes:
         count = int(graph.num_nodes(name))
         arrays = _arrays(graph.nodes[name].data, _NODES | given)
+        ids = arrays.pop(IDS, None)
         found = nodes_of(file, arrays, count, form, prefix=f"{name}/", labels_as=labels_as)
         meaning = found.labels_as if found.labels is not None else meaning
         notes += [f"{name}: {note}" for note in found.notes]
+        if ids is not None:
+            column = Column(file, f"{name}/{IDS}", iter(()))
+            found.names = ListedNames.of(ids, count, column)
         kinds[name] = typed_nodes(found, count)
     edges = []
     for kind in graph.canonical_etypes:

@@ -7,7 +7,6 @@ their names.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from hpcgnn.errors import InputError, warn
 from hpcgnn.storage import schema
 from hpcgnn.storage.importers.assemble import Treatment, assemble
 from hpcgnn.storage.importers.columns import at_most_one
+from hpcgnn.storage.importers.listed_ids import IDS, ListedNames, is_listed
 from hpcgnn.storage.importers.source import (
     Column,
     EdgeChunk,
@@ -35,7 +35,6 @@ from hpcgnn.storage.write.atomic import check_output
 
 MASKS = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
 EDGE_NAMES = ("edge_weight", "edge_attr", "edge_type", "edge_label", "edge_split")
-IDS = "original_ids"
 NODE_NAMES = ("x", "y", *MASKS, "node_type", IDS)
 _LIMIT = 1 << 30  # bytes of edges sorted at a time
 _MOST_CONFIG = 48 << 10  # an HDF5 attribute holds at most 64 KiB
@@ -85,8 +84,7 @@ def array_of(value: Any) -> Any:
 def ids_of(value: Any) -> Any:
     """Return a list of texts that name nodes unchanged, and anything else as `array_of` does."""
     value = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
-    texts = isinstance(value, list | tuple) and any(isinstance(text, str) for text in value)
-    return list(value) if texts else array_of(value)
+    return list(value) if is_listed(value) else array_of(value)
 
 
 def nodes_of(
@@ -114,7 +112,7 @@ def nodes_of(
     for name, array in arrays.items():
         column = Column(file, f"{prefix}{name}", iter(()))
         if isinstance(array, list):
-            nodes.names = _Texts(array, count, column)
+            nodes.names = ListedNames(array, count, column)
             continue
         if array is None or not array.ndim:
             left_out.append(column.name)
@@ -148,31 +146,6 @@ def nodes_of(
     return nodes
 
 
-class _Texts:
-    """Names of nodes, given as a list in memory.
-
-    Raises:
-        InputError: the list is not `count` distinct, non-empty texts.
-    """
-
-    def __init__(self, texts: list[Any], count: int, column: Column) -> None:
-        wrong = next((text for text in texts if not isinstance(text, str) or not text), None)
-        if len(texts) != count or wrong is not None:
-            raise column.error(f"must be {count} texts, none of them empty", wrong)
-        if len(set(texts)) < count:
-            ((again, _),) = Counter(texts).most_common(1)
-            raise column.error("gives two nodes the same name", again)
-        self._texts, self._column = texts, column
-
-    def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        try:
-            encoded = [text.encode() for text in self._texts]
-        except UnicodeEncodeError as error:
-            raise self._column.error("holds a text that is not UTF-8", str(error.object)) from None
-        lengths = np.array([len(text) for text in encoded], np.int64)
-        yield lengths, np.frombuffer(b"".join(encoded), np.uint8)
-
-
 def typed_nodes(nodes: Nodes, count: int) -> TypedNodes:
     """Return the columns of the nodes of one type, as `TypedNodes`.
 
@@ -181,7 +154,8 @@ def typed_nodes(nodes: Nodes, count: int) -> TypedNodes:
     """
     if isinstance(nodes.features, SparseColumn):
         raise nodes.features.error("features by type must be dense: store x.to_dense()")
-    return TypedNodes(count, nodes.features, nodes.labels, nodes.split, nodes.arrays)
+    names = nodes.names if isinstance(nodes.names, ListedNames) else None
+    return TypedNodes(count, nodes.features, nodes.labels, nodes.split, nodes.arrays, names)
 
 
 def edges_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ from hpcgnn.storage.exchange.objects import (
     typed_nodes,
     write,
 )
-from hpcgnn.storage.importers.source import Source
+from hpcgnn.storage.importers.listed_ids import ListedNames, like_ids
+from hpcgnn.storage.importers.source import Column, Source
 from hpcgnn.storage.importers.typed import TypedEdges, TypedNodes, join
 from hpcgnn.storage.read.graph_file import GraphFile, GraphSlab
 from hpcgnn.storage.read.nodes import CsrRows, NodeData
@@ -35,10 +37,6 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
 _STRUCTURE = ("edge_index", "adj_t", "adj", "num_nodes", "num_relations", *EDGE_NAMES)
-_LIKE_IDS = (
-    *("id", "ids", "original_id", "node_id", "node_ids", "n_id", "global_id", "user_id"),
-    *("name", "names", "node_name", "node_names", "key", "keys", "uuid"),
-)
 _TAKEN = {*NODE_NAMES, *EDGE_NAMES, "edge_index", "num_nodes"}
 
 
@@ -46,7 +44,7 @@ def from_pyg(
     data: Data | HeteroData,
     path: str | Path,
     *,
-    ids: str | None = None,
+    ids: str | Mapping[str, str] | None = None,
     labels_as: str | None = None,
     compress: bool = False,
     force: bool = False,
@@ -62,7 +60,9 @@ def from_pyg(
 
     Args:
         ids: name of the array or list of texts that names the nodes, which predictions then begin
-            with (default: `original_ids`, or else row numbers).
+            with (default: `original_ids`, or else row numbers). Nodes of several types are named
+            TYPE/ID, or TYPE/ROW where a type has no such array; `{"user": "user_id"}` chooses an
+            array for each type.
         labels_as: what `y` means if it is ambiguous: "classes", "one-hot", "several" or "values"
             (numbers to be predicted; the default for floats).
         compress: gzip the datasets.
@@ -75,10 +75,10 @@ def from_pyg(
     check_labels_as(labels_as)
     form = Form()
     if hasattr(data, "node_types") and hasattr(data, "edge_types"):
-        if ids is not None:
-            raise InputError("ids: nodes of several types are named TYPE/ROW", value=ids)
-        source = _typed(data, form, labels_as)
+        source = _typed(data, form, labels_as, ids)
     elif hasattr(data, "edge_index") or hasattr(data, "adj_t"):
+        if isinstance(ids, Mapping):
+            raise InputError("ids: must be a name, as all nodes are of one type", value=ids)
         source = _plain(data, form, labels_as, ids)
     else:
         raise InputError(
@@ -110,22 +110,25 @@ def _plain(data: Any, form: Form, labels_as: str | None, ids: str | None) -> Sou
     )
 
 
-def _typed(data: Any, form: Form, labels_as: str | None) -> Source:
+def _typed(
+    data: Any, form: Form, labels_as: str | None, ids: str | Mapping[str, str] | None
+) -> Source:
     file = Path("HeteroData")
     nodes: dict[str, TypedNodes] = {}
     notes: list[str] = []
     meaning = labels_as
+    chosen = _ids_by_type(data, ids, file)
     for name in data.node_types:
         store = data[name]
         count = int(store.num_nodes or 0)
-        arrays, some = _node_arrays(store, count)
+        arrays, some = _node_arrays(store, count, chosen[name], name)
+        given = arrays.pop(IDS, None)
         found = nodes_of(file, arrays, count, form, prefix=f"{name}/", labels_as=labels_as)
         meaning = found.labels_as if found.labels is not None else meaning
         notes += [f"{name}: {note}" for note in found.notes + some]
-        if found.ids or found.names:
-            notes.append(
-                f"{name}: original_ids are ignored, since nodes of several types are named TYPE/ROW"
-            )
+        if given is not None:
+            column = Column(file, f"{name}/{chosen[name]}", iter(()))
+            found.names = ListedNames.of(given, count, column)
         nodes[name] = typed_nodes(found, count)
     edges = []
     for kind in data.edge_types:
@@ -135,6 +138,22 @@ def _typed(data: Any, form: Form, labels_as: str | None) -> Source:
     if not nodes:
         raise InputError("has no nodes", file=file)
     return join(file, nodes, edges, labels_as=meaning, notes=notes)
+
+
+def _ids_by_type(data: Any, ids: str | Mapping[str, str] | None, file: Path) -> dict[str, str]:
+    """Return for each node type the name of what names its nodes.
+
+    Raises:
+        InputError: a type does not exist, or has no such array; none has the one that all share.
+    """
+    if isinstance(ids, Mapping):
+        for name, own in ids.items():
+            if name not in data.node_types or own not in data[name]:
+                raise InputError("ids: no such node type and array", file=file, value=(name, own))
+        return {name: ids.get(name, IDS) for name in data.node_types}
+    if ids is not None and not any(ids in data[name] for name in data.node_types):
+        raise InputError("ids: no node type has an array of this name", file=file, value=ids)
+    return dict.fromkeys(data.node_types, ids or IDS)
 
 
 def _edges(store: Any, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -156,11 +175,14 @@ def _edges(store: Any, file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return np.stack([matrix.col, matrix.row]).astype(np.int64), arrays
 
 
-def _node_arrays(store: Any, count: int, ids: str = IDS) -> tuple[dict[str, Any], list[str]]:
+def _node_arrays(
+    store: Any, count: int, ids: str = IDS, kind: str = ""
+) -> tuple[dict[str, Any], list[str]]:
     """Return the arrays with a row per node; a note names the others, except those of the edges.
 
     Args:
         ids: name of what names the nodes, which becomes `original_ids`.
+        kind: the type of the nodes, if there are several.
     """
     arrays, others, replaced = {}, [], []
     for name in store.keys() if callable(store.keys) else store.keys:
@@ -181,10 +203,11 @@ def _node_arrays(store: Any, count: int, ids: str = IDS) -> tuple[dict[str, Any]
         else:
             others.append(name)
     notes = [f"ignored, as they are not of the nodes: {', '.join(others)}"] if others else []
-    like = [name for name in (*arrays, *others) if name.lower() in _LIKE_IDS]
+    like = like_ids((*arrays, *others), kind)
     if like and IDS not in arrays:
+        shown = repr({kind: like[0]} if kind else like[0])
         notes.append(
-            f"the nodes are named by their rows: from_pyg(..., ids={like[0]!r}) takes {like[0]}"
+            f"the nodes are named by their rows: from_pyg(..., ids={shown}) takes {like[0]}"
         )
     return arrays, notes + replaced
 

@@ -227,6 +227,7 @@ def _check_one_way(options: ImportOptions) -> None:
 def _refuse_columns(path: Path, format: str, options: ImportOptions) -> None:
     """Refuse options about columns for a file that has no named columns."""
     given = [] if options.tables is None or format in _COLUMNS else options.tables.given()
+    given = [name for name in given if format != "pyg" or name != "--id"]
     if given:
         message = f"{given[0]} is for tables, and this is read as {format}"
         raise InputError(f"{message}: leave it out", file=path)

@@ -13,9 +13,11 @@ import numpy as np
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import torch_files
 from hpcgnn.storage.importers.arrays import MemoryArchive, MemoryArray
+from hpcgnn.storage.importers.listed_ids import IDS, ListedNames, is_listed, like_ids
 from hpcgnn.storage.importers.npz import LOOK_ALIKE, read_archive
 from hpcgnn.storage.importers.pairs import edges_from, pair_column
-from hpcgnn.storage.importers.source import ImportOptions, NodeSplit, Source
+from hpcgnn.storage.importers.source import Column, ImportOptions, NodeSplit, Source
+from hpcgnn.storage.importers.table_options import listed
 from hpcgnn.storage.importers.typed import TypedEdges, TypedNodes, join
 
 _SETS = {"train_mask": "train", "val_mask": "valid", "test_mask": "test"}
@@ -50,10 +52,63 @@ def read_pyg(path: Path, options: ImportOptions) -> Source:
     edges = {name: store for name, store in stores.items() if isinstance(name, tuple)}
     if edges:
         return _heterogeneous(path, nodes, edges, options)
-    arrays, others = _arrays(path, "", stores[None])
+    store = dict(stores[None])
+    notes: list[str] = []
+    ids, name = _pop_ids(path, {"": store}, options, notes)[""]
+    arrays, others = _arrays(path, "", store)
     if "edge_label_index" in arrays:  # pairs to be scored, none of them edges of the graph
         others += [name for name in _SCORED if arrays.pop(name, None) is not None]
-    return read_archive(MemoryArchive(path, arrays, others), options)
+    if isinstance(ids, np.ndarray):
+        arrays[IDS] = ids
+    source = read_archive(MemoryArchive(path, arrays, others), options)
+    if isinstance(ids, list):
+        source.num_nodes = len(ids) if source.num_nodes is None else source.num_nodes
+        source.nodes.names = ListedNames(ids, source.num_nodes, Column(path, name, iter(())))
+    elif ids is None:
+        notes += _ids_note({"": store})
+    source.notes += notes
+    return source
+
+
+def _pop_ids(
+    path: Path, stores: dict[str, dict[str, Any]], options: ImportOptions, notes: list[str]
+) -> dict[str, tuple[list[str] | np.ndarray | None, str]]:
+    """Remove what names the nodes of each type, and return it, texts, integers or None, by type.
+
+    Args:
+        notes: receives notes to the user.
+
+    Raises:
+        InputError: --id names an array that no type has, or that is neither.
+    """
+    import torch
+
+    given, found = listed(options.tables.id if options.tables else None), {}
+    for name in given:
+        if not any(name in store for store in stores.values()):
+            raise InputError("no such array in the file, for --id", file=path, value=name)
+    for kind, store in stores.items():
+        name = next((name for name in given if name in store), IDS)
+        value = store.pop(name, None)
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            value = torch_files.dense(value)
+        numbers = isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.ndim == 1
+        if value is not None and not numbers and not is_listed(value):
+            message = "ids of nodes are integers or a list of texts"
+            raise InputError(message, file=path, dataset=f"{kind}.{name}" if kind else name)
+        found[kind] = (list(value) if isinstance(value, tuple) else value, name)
+        if name != IDS and store.pop(IDS, None) is not None:
+            notes.append(
+                f"{f'{kind}.' if kind else ''}{IDS} are ignored, since {name} names the nodes"
+            )
+    return found
+
+
+def _ids_note(stores: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a note if arrays look like ids of the nodes, which are named by their rows."""
+    like = [found[0] for kind, store in stores.items() if (found := like_ids(store, kind))]
+    chosen = ",".join(dict.fromkeys(like))
+    return [f"nodes are named by their rows: --id {chosen} names them by {chosen}"] if like else []
 
 
 def _of_one(slices: Any) -> bool:
@@ -161,6 +216,9 @@ def _heterogeneous(
 ) -> Source:
     """Return a graph with the node types one after the other and a relation for each edge type."""
     others: list[str] = []
+    notes: list[str] = []
+    ids = _pop_ids(path, nodes, options, notes)
+    notes += _ids_note({kind: store for kind, store in nodes.items() if ids[kind][0] is None})
     of_nodes: dict[str, dict[str, np.ndarray]] = {}
     of_edges: dict[tuple[str, ...], dict[str, np.ndarray]] = {}
     for kind, store in nodes.items():
@@ -173,6 +231,10 @@ def _heterogeneous(
     left_out = _leave_out(path, of_nodes, options)
     _refuse_look_alikes(path, of_nodes)
     kinds = {name: _typed_nodes(path, name, of_nodes[name], options) for name in nodes}
+    for kind, (given, name) in ids.items():
+        if given is not None:
+            column = Column(path, f"{kind}.{name}", iter(()))
+            kinds[kind].names = ListedNames.of(given, kinds[kind].count, column)
     for name, arrays in of_nodes.items():
         others += [f"{name}.{key}" for key in arrays if key not in (*_SIZE, "num_nodes")]
     everywhere = set.intersection(*map(set, of_edges.values()))
@@ -193,7 +255,8 @@ def _heterogeneous(
             else:
                 others.append(f"{name}.{key}")
         found.append(TypedEdges(ends, edges_from(pairs, **columns)))
-    notes = [f"ignored: {', '.join([*others, *left_out])}"] if others or left_out else []
+    if others or left_out:
+        notes.append(f"ignored: {', '.join([*others, *left_out])}")
     return join(path, kinds, found, notes=notes)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import ArraySource
+from hpcgnn.storage.importers.listed_ids import ListedNames
 from hpcgnn.storage.importers.opening import reading
 from hpcgnn.storage.importers.pairs import edges_from, pair_column
 from hpcgnn.storage.importers.source import (
@@ -41,6 +42,7 @@ class TypedNodes:
     labels: Column | None = None
     split: NodeSplit | None = None
     arrays: dict[str, Column] = field(default_factory=dict)
+    names: ListedNames | None = None
 
 
 @dataclass
@@ -59,7 +61,7 @@ def join(
     labels_as: str | None = None,
     notes: Iterable[str] = (),
 ) -> Source:
-    """Return all types as one source, which keeps their names; nodes are named TYPE/ROW.
+    """Return all types as one source, which keeps their names; nodes are named TYPE/ROW or TYPE/ID.
 
     Raises:
         InputError: an edge type names an unknown node type, or several node types have labels.
@@ -74,7 +76,7 @@ def join(
                 raise InputError("there is no node type of this name", file=file, value=end)
     joined = Nodes(labels_as=labels_as, notes=notes)
     joined.types = Column(file, "types of the nodes", _types(counts))
-    joined.names = _TypedNames(dict(zip(nodes, counts, strict=True)))
+    joined.names = _TypedNames(nodes)
     for number, kind in enumerate(nodes.values()):
         if kind.features is not None and kind.count:
             joined.typed_features[number] = kind.features
@@ -106,14 +108,15 @@ def join(
 
 @dataclass(frozen=True)
 class _TypedNames:
-    """Names such as `paper/17`: the type of each node and its row within the type."""
+    """Names such as `paper/17`: the type of each node and its name or row within the type."""
 
-    counts: dict[str, int]
+    nodes: dict[str, TypedNodes]
 
     def names(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for kind, count in self.counts.items():
-            for low in range(0, count, _ROWS):
-                texts = [f"{kind}/{row}".encode() for row in range(low, min(low + _ROWS, count))]
+        for kind, nodes in self.nodes.items():
+            own = range(nodes.count) if nodes.names is None else nodes.names.texts
+            for low in range(0, nodes.count, _ROWS):
+                texts = [f"{kind}/{name}".encode() for name in own[low : low + _ROWS]]
                 lengths = np.array([len(text) for text in texts], np.int64)
                 yield lengths, np.frombuffer(b"".join(texts), np.uint8)
 

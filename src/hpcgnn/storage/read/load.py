@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from torch import Tensor
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import pick_device
-from hpcgnn.comm.launcher import launcher
 from hpcgnn.comm.ring import Ring
-from hpcgnn.comm.single import Comm as WithoutMPI
 from hpcgnn.comm.transport.choice import choose_transport
-from hpcgnn.errors import InputError, counted
+from hpcgnn.errors import InputError
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
@@ -25,7 +22,7 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.settings import check_path
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.read.partition_file import EdgeLists, Part, PartitionFile
-from hpcgnn.storage.read.parts import Claims, check_together, new_key, part_name
+from hpcgnn.storage.read.parts import Claims, check_ranks, check_together, new_key, part_name
 
 
 def load_partition(
@@ -61,8 +58,7 @@ def load_partition(
     key = comm.broadcast(new_key(), where="load partition")
     with agreed(comm, "load partition"), PartitionFile(path) as file:
         header = dict(file.header)
-        if file.num_parts != comm.size:
-            raise _of_other_ranks(file.num_parts, comm, path)
+        check_ranks(file.num_parts, comm, path)
         if not 0 <= split < max(int(header.get("num_splits", 0)), 1):
             raise InputError(
                 f"has {header.get('num_splits', 0)} splits, none with this number",
@@ -80,21 +76,6 @@ def load_partition(
     chosen = pick_device(comm, device)
     ring = ring or Ring(comm, transport=choose_transport(comm, chosen))
     return assemble(part, comm, header, path, split=split, ring=ring, mode=mode).to(chosen)
-
-
-def _of_other_ranks(num_parts: int, comm: Communicator, path: str | Path) -> InputError:
-    start = counted(num_parts, "rank")
-    if num_parts > 1:
-        start += f" (`{launcher(num_parts)}...`)"
-    if isinstance(comm.mpi, WithoutMPI):
-        start += ", but MPI is not installed: pip install mpich"
-    elif "SLURM_JOB_ID" in os.environ and num_parts > 1:
-        start += f", in a job that was submitted with `--ntasks={num_parts}`"
-    return InputError(
-        f"has {counted(num_parts, 'part')} but the job has {counted(comm.size, 'rank')}; "
-        f"start {start}, or partition again with --parts {comm.size}",
-        file=path,
-    )
 
 
 def assemble(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.errors import InputError
+from hpcgnn.comm.launcher import launcher
+from hpcgnn.comm.single import Comm as WithoutMPI
+from hpcgnn.errors import InputError, counted
 from hpcgnn.storage import checks, schema
 from hpcgnn.storage.checks import Place
 from hpcgnn.storage.fingerprint import MASK, mix64, to_hex
@@ -209,6 +212,28 @@ class Claims:
                     f"{_shown(here)}, but {_shown(there)} in part 0: the parts belong to different "
                     "graphs"
                 )
+
+
+def check_ranks(num_parts: int, comm: Communicator, path: str | Path) -> None:
+    """Check that a partition file has one part for each rank.
+
+    Raises:
+        InputError: it hasn't; the message says how to start that many ranks.
+    """
+    if num_parts == comm.size:
+        return
+    start = counted(num_parts, "rank")
+    if num_parts > 1:
+        start += f" (`{launcher(num_parts)}...`)"
+    if isinstance(comm.mpi, WithoutMPI):
+        start += ", but MPI is not installed: pip install mpich"
+    elif "SLURM_JOB_ID" in os.environ and num_parts > 1:
+        start += f", in a job that was submitted with `--ntasks={num_parts}`"
+    raise InputError(
+        f"has {counted(num_parts, 'part')} but the job has {counted(comm.size, 'rank')}; "
+        f"start {start}, or partition again with --parts {comm.size}",
+        file=path,
+    )
 
 
 def check_together(comm: Communicator, header: Header, claims: Claims, place: Place) -> None:

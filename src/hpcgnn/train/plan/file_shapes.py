@@ -24,7 +24,7 @@ from hpcgnn.storage.read.nodes import read_pointers
 from hpcgnn.storage.read.parts import part_name
 from hpcgnn.storage.read.reader import Reader, format_of
 from hpcgnn.storage.schema import GRAPH, MAX_COUNT, MAX_WIDTH, PARTITION, TRAIN, Counts
-from hpcgnn.tasks.build import check_stored
+from hpcgnn.tasks.settings import check_stored
 from hpcgnn.train.config import Config
 from hpcgnn.train.open import check_training
 from hpcgnn.train.plan.estimate import Shape, estimate
