@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,9 +47,7 @@ def edge_dropout(
     """
     kind = real(sum_type(x.dtype))
     if dropout is None or dropout.p == 0:
-        nothing = np.uint64(0)
-        none = np.uint32(0)
-        return (np.uintp(0), np.uintp(0), nothing, nothing, none, none, kind(1))
+        return _nothing(kind)
     key = stream_key(dropout.stream)
     ends = [(dropout.destination_ids, ~key & WORD), (dropout.source_ids, key)]
     (row_ids, row_key), (column_ids, column_key) = reversed(ends) if reverse else ends
@@ -57,6 +58,12 @@ def edge_dropout(
         np.uint32(dropout.first_head),
         kind(1 / (1 - dropout.p)),
     )
+
+
+@cache
+def _nothing(kind: type[np.floating[Any]]) -> tuple[np.generic, ...]:
+    key, none = np.uint64(0), np.uint32(0)
+    return (np.uintp(0), np.uintp(0), key, key, none, none, kind(1))
 
 
 def dropout_nodes(
