@@ -21,6 +21,15 @@ def test_without_nccl_mpi_sums_and_one_line_says_why(comm, capfd):
     assert lines == ["gradients: summed by MPI (no NCCL: it needs GPUs)"] * told
 
 
+def test_mpi_sums_where_torch_cannot_connect_the_ranks(comm, monkeypatch, capfd):
+    """NCCL takes no tensors of the host."""
+    monkeypatch.setattr(device_sums, "why_not", lambda *_: "")
+    assert device_sums.choose_device_sums(comm, torch.device("cpu"), "nccl") is None
+    told = comm.rank == 0 and comm.size > 1
+    assert capfd.readouterr().out.startswith("gradients: summed by MPI (no NCCL: ") == told
+    assert comm.device_sums is None
+
+
 @pytest.mark.parametrize(
     ("cards", "has_nccl", "problem"),
     [

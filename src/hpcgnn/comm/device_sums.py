@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -44,24 +46,21 @@ class DeviceSums:
 
         limit, first = timedelta(seconds=comm.timeout), comm.rank == 0
         address = comm.broadcast(comm.address, where="connect the GPUs")
-        with agreed(comm, "connect the GPUs"):
+        with agreed(comm, "connect the GPUs"), _torch_errors():
             own = dist.TCPStore(comm.address, 0, comm.size, True, limit, False) if first else None
         port = comm.broadcast(own.port if own else 0, where="connect the GPUs")
-        with agreed(comm, "connect the GPUs"):
+        with agreed(comm, "connect the GPUs"), _torch_errors():
             store = own or dist.TCPStore(address, port, comm.size, False, limit, False)
-            try:
-                dist.init_process_group(
-                    backend,
-                    store=store,
-                    rank=comm.rank,
-                    world_size=comm.size,
-                    timeout=limit,
-                    device_id=device if device.type == "cuda" else None,
-                )
-                total = torch.ones(1, device=device)
-                dist.all_reduce(total)
-            except RuntimeError as error:
-                raise InputError(" ".join(str(error).split())[:300]) from None
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=comm.rank,
+                world_size=comm.size,
+                timeout=limit,
+                device_id=device if device.type == "cuda" else None,
+            )
+            total = torch.ones(1, device=device)
+            dist.all_reduce(total)
             if total.item() != comm.size:
                 raise InputError("a first sum was wrong", value=total.item())
         return cls(comm)
@@ -77,6 +76,15 @@ class DeviceSums:
         self._comm.barrier(where)
         dist.all_reduce(values)
         return values
+
+
+@contextmanager
+def _torch_errors() -> Iterator[None]:
+    """Turn errors of torch.distributed into ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise InputError(" ".join(str(error).split())[:300]) from None
 
 
 def choose_device_sums(comm: Communicator, device: torch.device, wanted: str) -> DeviceSums | None:
