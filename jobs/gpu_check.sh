@@ -42,7 +42,8 @@ if [ -n "${WHEELS:-}" ]; then
     PYTHONPATH=$(echo "$prefix"/lib/python*/site-packages)${PYTHONPATH:+:$PYTHONPATH}
     export PYTHONPATH
 fi
-"$python" -c 'import hpcgnn' 2>/dev/null || export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH}
+# What is checked is this checkout, even where another one is installed.
+[ ! -d src/hpcgnn ] || export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH}
 [ ! -f setup.py ] || [ -n "$(find src -name 'libhpcgnn_cpu*.so')" ] ||
     "$python" setup.py -q build_ext --inplace
 device=(--device "${DEVICE:-cuda}")
