@@ -6,16 +6,22 @@
 #                       each kind compared with the CPU's
 #     kernels     150   the tests of all kernels against the CPU's
 #     runs        270   whole runs and every layer on ranks that share the GPU, messages by CUDA IPC
-#     epoch        90   `hpcgnn bench epoch` of three models
+#     epoch       120   `hpcgnn bench epoch` of four models
 #     speed       150   `hpcgnn bench kernels` in float32 and bfloat16
 #     sanitizer   120   one kernel of each kind under compute-sanitizer, if installed
 #     counters     60   memory and issue activity of kernels by Nsight Compute, if installed
-# In all this takes at most a quarter of an hour. Installs nothing: kernels and runs need the test environment.
+# So a quarter of an hour is about enough: BUDGET=560 jobs/gpu_check.sh doctor kernels runs epoch
+# checks what matters most in ten minutes. One more part runs only if it is named:
+#     large       240   like epoch, on a million nodes
 # Ends with a table, and status 1 if a part failed; the other parts run all the same. OUT
 # (runs/gpu_check) holds the output of each so far, and table.txt. BUDGET is the seconds of all
 # parts together, LIMIT that of every part instead of these. PYTHON, WORKERS (tests at a time, 8),
-# WIDTHS (of speed: "64 128 256 512"), NODES and EDGES (of speed), EPOCH_NODES and DEVICE (cuda) can
-# be set too.
+# WIDTHS (of speed: "64 128 256 512"), NODES and EDGES (of speed), EPOCH_NODES, LARGE_NODES and
+# DEVICE (cuda) can be set too.
+# BASE is another checkout of hpcgnn: speed, epoch and large measure it too, right after this one.
+# Kernels and runs need the test environment. On a machine without a network, WHEELS is a folder of
+# the wheels that are missing there (such as mpich): they are installed below OUT. Libraries that
+# are not built yet are built, which takes minutes: better bring them.
 # shellcheck disable=SC2329 # parts are called by their names
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,9 +30,22 @@ python=${PYTHON:-.venv/bin/python}
 [ -x "$python" ] || python=$(command -v python3)
 PATH=$(cd "$(dirname "$python")" && pwd):$PATH
 export PATH OMP_NUM_THREADS=1
-"$python" -c 'import hpcgnn' 2>/dev/null || export PYTHONPATH=$PWD/src
+# MPICH's mpiexec looks for a network card, and some machines have none.
+export HYDRA_IFACE=${HYDRA_IFACE:-lo}
 out=${OUT:-runs/gpu_check}
 mkdir -p "$out"
+if [ -n "${WHEELS:-}" ]; then
+    prefix=$(cd "$out" && pwd)/prefix
+    "$python" -m pip install -q --no-index --no-deps --no-compile --ignore-installed \
+        --prefix "$prefix" "$WHEELS"/*.whl
+    export PATH="$prefix/bin:$PATH" LD_LIBRARY_PATH="$prefix/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+    PYTHONPATH=$(echo "$prefix"/lib/python*/site-packages)${PYTHONPATH:+:$PYTHONPATH}
+    export PYTHONPATH
+fi
+# What is checked is this checkout, even where another one is installed.
+[ ! -d src/hpcgnn ] || export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH}
+[ ! -f setup.py ] || [ -n "$(find src -name 'libhpcgnn_cpu*.so')" ] ||
+    "$python" setup.py -q build_ext --inplace
 device=(--device "${DEVICE:-cuda}")
 
 doctor() {
@@ -53,7 +72,10 @@ gpu_tests() {
 
 kernels() { gpu_tests tests/kernels/test_cuda_device.py; }
 
-runs() { gpu_tests tests/train/test_gpu.py tests/comm/transport/test_ipc.py; }
+runs() {
+    gpu_tests tests/train/test_gpu.py tests/comm/transport/test_ipc.py \
+        tests/comm/test_device_sums.py
+}
 
 sanitizer() {
     local tool
@@ -69,23 +91,36 @@ sanitizer() {
     done
 }
 
+# measured NAME ARGUMENT...: `hpcgnn bench ARGUMENT...`, here and in BASE.
+measured() {
+    local name=$1
+    shift
+    "$python" -m hpcgnn bench "$@" "${device[@]}" --no-peers --force --json "$out/$name.json"
+    [ -z "${BASE:-}" ] ||
+        PYTHONPATH=$BASE/src${PYTHONPATH:+:$PYTHONPATH} "$python" -m hpcgnn bench "$@" "${device[@]}" \
+            --no-peers --force --json "$out/$name-base.json"
+}
+
 speed() {
     local width
     for width in ${WIDTHS:-64 128 256 512}; do
-        "$python" -m hpcgnn bench kernels "${device[@]}" --no-peers --force \
-            --nodes "${NODES:-1000000}" --edges "${EDGES:-30000000}" \
-            --width "$width" --heads 4 --channels $((width / 4)) --json "$out/speed-$width.json"
+        measured "speed-$width" kernels --nodes "${NODES:-1000000}" --edges "${EDGES:-30000000}" \
+            --width "$width" --heads 4 --channels $((width / 4))
     done
 }
 
-epoch() {
+# epochs PART NODES: of a generated graph, which is kept.
+epochs() {
     local model
-    for model in gcn sage gat; do
-        "$python" -m hpcgnn bench epoch "${device[@]}" --no-peers --force --ranks 1x1 --turns 1 \
-            --nodes "${EPOCH_NODES:-100000}" --degree 31 --model "$model" --work "$out" \
-            --json "$out/epoch-$model.json"
+    for model in gcn sage gat gatv2; do
+        measured "$1-$model" epoch --ranks 1x1 --turns 1 --nodes "$2" --degree 31 \
+            --model "$model" --work "$out"
     done
 }
+
+epoch() { epochs epoch "${EPOCH_NODES:-100000}"; }
+
+large() { epochs large "${LARGE_NODES:-1000000}"; }
 
 counters() {
     if ! type -P ncu >/dev/null; then
@@ -102,24 +137,26 @@ counters() {
 }
 
 declare -A limits=(
-    [doctor]=60 [kernels]=150 [runs]=270 [epoch]=90 [speed]=150 [sanitizer]=120 [counters]=60
+    [doctor]=60 [kernels]=150 [runs]=270 [epoch]=120 [speed]=150 [sanitizer]=120 [counters]=60
+    [large]=240
 )
 all="doctor kernels runs epoch speed sanitizer counters"
 parts=("$@")
 [ $# -gt 0 ] || read -ra parts <<<"$all"
 for part in "${parts[@]}"; do
     if [ -z "${limits[$part]:-}" ]; then
-        echo "gpu_check.sh: $part: no such part; there are $all" >&2
+        echo "gpu_check.sh: $part: no such part; there are $all large" >&2
         exit 2
     fi
 done
 
 failed=0
 : >"$out/table.txt"
-export -f doctor gpu_tests kernels runs sanitizer speed epoch counters
+export -f doctor gpu_tests kernels runs sanitizer measured speed epochs epoch large counters
 export python out
 for part in "${parts[@]}"; do
     limit=${LIMIT:-${limits[$part]}} began=$SECONDS status=0
+    rm -f "$out/$part"-*.json
     left=$((${BUDGET:-100000} - SECONDS))
     [ "$limit" -le "$left" ] || limit=$left
     if [ "$limit" -lt 1 ]; then

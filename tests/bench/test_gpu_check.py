@@ -21,11 +21,13 @@ def check(python: str, out: Path, *parts: str, **given: str) -> subprocess.Compl
 
 @pytest.mark.slow
 def test_a_table_shows_the_results(loaded_python, tmp_path):
-    sizes = {"WIDTHS": "8 16", "NODES": "300", "EDGES": "2000"}
+    sizes = {"WIDTHS": "8 16", "NODES": "300", "EDGES": "2000", "BASE": str(SCRIPT.parents[1])}
     done = check(loaded_python, tmp_path, "speed", **sizes)
     assert done.returncode == 0, done.stdout + done.stderr
-    *rows, last = done.stdout.split("\n\n")[-1].splitlines()
+    *both, last = done.stdout.split("\n\n")[-1].splitlines()
     assert last.split()[:2] == ["speed", "ok"]
+    rows = [row for row in both if not row.endswith("(BASE)")]
+    assert len(both) == 2 * len(rows)
     sums = [row for row in rows if row.startswith("kernel sum, width ")]
     assert [row.split()[3] for row in sums] == ["8,", "16,"]
     assert all(" ms " in row and row.endswith(" of a copy") for row in sums)
@@ -37,11 +39,15 @@ def test_parts_end_within_their_limit_and_unknown_parts_are_refused(tmp_path):
     done = check(sys.executable, tmp_path, "speed", LIMIT="1")
     assert done.returncode == 1
     assert "speed      out of time" in done.stdout.splitlines()[-1]
-    (tmp_path / "speed-8.json").write_text('{"rows": [')
+    old = tmp_path / "counters-8.json"
+    old.write_text("{}")
     done = check(
         sys.executable, tmp_path, "speed", "counters", BUDGET="1", LIMIT="1", PATH="/usr/bin:/bin"
     )
-    assert done.returncode == 1 and "speed-8.json is incomplete" in done.stdout
+    assert done.returncode == 1 and not old.exists()
     assert "counters   no time left" in (tmp_path / "table.txt").read_text()
+    (tmp_path / "speed-8.json").write_text('{"rows": [')
+    command = [sys.executable, SCRIPT.with_suffix(".py"), tmp_path, "speed"]
+    assert "speed-8.json is incomplete" in subprocess.check_output(command, text=True)
     done = check(sys.executable, tmp_path, "sped")
     assert done.returncode == 2 and "sped: no such part" in done.stderr

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from hpcgnn.comm.device_sums import DeviceSums
 from hpcgnn.nn.buckets import GradientSums
 from hpcgnn.nn.gradients import add_up
 from hpcgnn.nn.linear import Embedding
@@ -99,3 +100,46 @@ def test_two_passes_and_errors_fall_back_to_one_message(comm, graph):
             wanted(graph, comm.rank).backward()
     assert sums.finish() and add_up(list(wanted.parameters()), comm)
     assert all(map(torch.equal, gradients(model), gradients(wanted)))
+
+
+@pytest.fixture
+def device_sums(comm, monkeypatch):
+    """Sums by Gloo, which takes the place of NCCL on the host."""
+    if comm.size == 1:
+        pytest.skip("one rank has nothing to sum")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    made = DeviceSums.start(comm, torch.device("cpu"), "gloo")
+    yield made
+    made.close()
+
+
+def test_sums_on_the_device_are_those_of_mpi_and_the_same_in_every_run(comm, graph, device_sums):
+    model = Deep(graph)
+    model(graph, comm.rank).backward()
+    wanted, again = copy.deepcopy(model), copy.deepcopy(model)
+    for one in (wanted, again):
+        for parameter, given in zip(one.parameters(), model.parameters(), strict=True):
+            parameter.grad = None if given.grad is None else given.grad.clone()
+    assert add_up(list(wanted.parameters()), comm)
+    assert all(add_up(list(one.parameters()), comm, device_sums) for one in (model, again))
+    for own, theirs, twice in zip(*map(gradients, (model, wanted, again)), strict=True):
+        assert torch.equal(own, twice)
+        torch.testing.assert_close(own, theirs, rtol=1e-6, atol=1e-6)
+    # Rows of the embedding stay on their ranks; all else is the same to the bit on all of them.
+    facts = [
+        p.grad.double().sum().item()
+        for n, p in model.named_parameters()
+        if n != "rows.weight" and p.grad is not None
+    ]
+    assert len(set(map(tuple, comm.allgather(facts)))) == 1
+
+
+def test_on_the_device_a_gradient_that_is_not_finite_changes_none(comm, graph, device_sums):
+    model = Deep(graph)
+    model(graph, comm.rank).backward()
+    if comm.rank == comm.size - 1:
+        model.rows.weight.grad[:] = torch.inf
+    before = [grad.clone() for grad in gradients(model) if grad.any()]
+    assert not add_up(list(model.parameters()), comm, device_sums)
+    after = [grad for grad in gradients(model) if grad.any()]
+    assert all(map(torch.equal, before, after))

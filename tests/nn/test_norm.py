@@ -9,6 +9,7 @@ import torch
 
 from hpcgnn import nn
 from hpcgnn.models.stack import Stack
+from hpcgnn.nn import norm as norm_module
 from hpcgnn.nn.norm import NORMS, convert_norms
 from tests.graphs import collect, distribute, local, random_graph
 
@@ -43,8 +44,10 @@ def reference(kind: str) -> torch.nn.Module:
         *(pytest.param("graph", offset, marks=pytest.mark.slow) for offset in (0.0, 1000.0)),
     ],
 )
-def test_norms_agree_with_dense_computation(comm, graph, kind, offset):
-    """Also far from 0, where a variance from sums of squares would be noise."""
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_norms_agree_with_dense_computation(comm, graph, kind, offset, on_gpu, monkeypatch):
+    """Also far from 0, where a variance from sums of squares would be noise; as on GPUs too."""
+    monkeypatch.setattr(norm_module, "_on_gpu", lambda x: on_gpu)
     theirs = randomised(reference(kind)).double()
     ours = NORMS[kind](WIDTH)
     ours.load_state_dict(
@@ -144,8 +147,10 @@ def test_a_bias_removed_by_the_norm_has_no_gradient(graph, norm, conv):
             assert shift.grad[0] != 0
 
 
-def test_columns_without_variance_give_the_same_as_torch(comm, graph):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_columns_without_variance_give_the_same_as_torch(comm, graph, on_gpu, monkeypatch):
     """Rounding errors are multiplied by 316; no other error is added."""
+    monkeypatch.setattr(norm_module, "_on_gpu", lambda x: on_gpu)
     x = torch.full((COUNT, WIDTH), 0.7)
     x[::3, 1] = torch.nextafter(x[0, 1], torch.tensor(1.0))
     x[1::3, 2] -= 1e-6

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.comm.unfinished import Unfinished, whole
 from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
 
+if TYPE_CHECKING:
+    from hpcgnn.comm.device_sums import DeviceSums
+
 # Key of the attribute of an MPI communicator in which `Communicator.of` keeps ours; MPI frees both
 # together.
 _KEPT = MPI.Comm.Create_keyval()
@@ -38,7 +41,9 @@ class Communicator:
     """A group of ranks. Every wait is polled: signals are handled, and no wait is endless.
 
     Attributes: `rank`, `size`, `mpi` (this object's own duplicate of the mpi4py communicator);
-    `compared`: weak references to objects that were found to be the same on all ranks.
+    `compared`: weak references to objects that were found to be the same on all ranks;
+    `device_sums`: sums of tensors that stay on the GPUs, once they have been requested; `address`:
+    where the other ranks reach this process.
     `where` in every operation says in a few words what it is for; it appears in errors.
     Every operation can raise CommunicationError when a rank doesn't answer in `timeout` seconds
     (default: HPCGNN_TIMEOUT, or 600).
@@ -56,6 +61,8 @@ class Communicator:
         self.size = parent.Get_size()
         self.location = location or Location()
         self.compared: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.device_sums: DeviceSums | None = None
+        self.address = "127.0.0.1"
         self._watchdog: Watchdog | None = None
         self._strict = False
         self._background: BackgroundSums | None = None
@@ -97,6 +104,7 @@ class Communicator:
     def _start_heartbeat(self) -> Heartbeat:
         own = Peer.here(self.rank, MPI.COMM_WORLD.Get_rank())
         address = local_address(own, self.allgather(own, "start"))
+        self.address = address
         heartbeat = Heartbeat(self.rank, address, self.location.report)
         token = os.urandom(16) if self.rank == 0 else b""
         peers = self.allgather((replace(own, address=heartbeat.address), token), "start")
@@ -379,6 +387,8 @@ class Communicator:
     def close(self) -> None:
         """Free this communicator's resources; it can't be used afterwards. Collective."""
         self.barrier("close")
+        if self.device_sums is not None:
+            self.device_sums.close()
         if self._heartbeat is not None:
             self._heartbeat.stop()
         self.unfinished.close()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.device_sums import choose_device_sums
 from hpcgnn.nn.gradients import add_up
 from hpcgnn.nn.linear import is_sharded
 
@@ -24,11 +25,18 @@ class GradientSums:
     its parameters and of all buckets before it are complete: all ranks send in one order,
     whichever gradients each of them computes first. Sums, and the handling of gradients that are
     not finite, are bitwise the same as without overlap. On CPUs only: the host would have to wait
-    for a GPU's gradients.
+    for a GPU's gradients. These are summed after the pass, by MPI or NCCL.
+
+    Args:
+        library: `mpi` or `nccl`, where that is possible.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], comm: Communicator) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], comm: Communicator, library: str = "mpi"
+    ) -> None:
         self._parameters, self._comm = parameters, comm
+        device = parameters[0].device if parameters else torch.device("cpu")
+        self._on_device = choose_device_sums(comm, device, library)
         learned = [p for p in parameters if p.requires_grad]
         self._sharded = [p for p in learned if is_sharded(p)]
         self._buckets = _cut([p for p in reversed(learned) if not is_sharded(p)])
@@ -79,7 +87,7 @@ class GradientSums:
         """
         begun, self._next = self._next, None
         if begun is None:
-            return add_up(self._parameters, self._comm)
+            return add_up(self._parameters, self._comm, self._on_device)
         for number in range(begun, len(self._buckets)):
             self._send(number)
         # One more number: NaN, on all ranks, if a gradient that stays on its rank is not finite.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.device_sums import DeviceSums
 from hpcgnn.errors import InputError, NumericalError, warn
 from hpcgnn.graph.arguments import check_module
 from hpcgnn.nn.linear import is_sharded
@@ -84,8 +85,13 @@ def _alike(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:
     return all(abs(a - b) <= 1e-6 * one[-1] or not math.isfinite(a + b) for a, b in pairs)
 
 
-def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
-    """Sum as `sum_gradients` does; return False, with none changed, if one is not finite."""
+def add_up(
+    parameters: Sequence[Tensor], comm: Communicator, on_device: DeviceSums | None = None
+) -> bool:
+    """Sum as `sum_gradients` does; return False, with none changed, if one is not finite.
+
+    Sums are computed by MPI on the host, or by `on_device` where the gradients are.
+    """
     learned = [p for p in parameters if p.requires_grad]
     shared = [p for p in learned if not is_sharded(p)]
     for parameter in shared:
@@ -97,8 +103,13 @@ def add_up(parameters: Sequence[Tensor], comm: Communicator) -> bool:
         if is_sharded(parameter) and parameter.grad is not None:
             flag = flag + (parameter.grad * 0).sum()
     own = torch.cat([*(p.grad.reshape(-1) for p in shared if p.grad is not None), flag])
-    # Checked on the host, where the sum arrives, so that it waits for a GPU once.
-    flat = own if comm.size == 1 else comm.allreduce(own.cpu(), where="gradients")
+    # Checked where the sum arrives, so that the host waits for a GPU once.
+    if comm.size == 1:
+        flat = own
+    elif on_device is not None:
+        flat = on_device.add_up(own, "gradients")
+    else:
+        flat = comm.allreduce(own.cpu(), where="gradients")
     if not bool(torch.isfinite(flat).all()):
         return False
     flat = copied_to(flat, own.device)

@@ -106,6 +106,11 @@ class DeviceSettings(Section):
         "type of float32 rows that are kept for the backward pass",
         ("fp32", "bf16"),
     )
+    gradient_sums: str = told(
+        "mpi",
+        "library that sums gradients over ranks; nccl: on the GPUs, if each rank has its own",
+        ("mpi", "nccl"),
+    )
     features_on: str = free(
         "device",
         "where dense features are kept; on the host they stream through the GPU",

@@ -154,7 +154,7 @@ class Trainer:
         self.learned.check(self.comm)
         self.parameters = self.learned.parameters()
         self.replicated = [p for p in self.parameters if not is_sharded(p)]
-        self.sums = GradientSums(self.parameters, self.comm)
+        self.sums = GradientSums(self.parameters, self.comm, config.device.gradient_sums)
         self.call = self._made_call()
         self.optimizer = made_optimizer(optimizer, self.learned, config, self.comm)
         by_settings = optimizer is None or isinstance(optimizer, str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,11 +44,9 @@ def edge_dropout(
     With `reverse` the block's rows are the sources. The key at an edge's destination is the
     complement of the stream's key.
     """
-    kind = real(sum_type(x.dtype))
     if dropout is None or dropout.p == 0:
-        nothing = np.uint64(0)
-        none = np.uint32(0)
-        return (np.uintp(0), np.uintp(0), nothing, nothing, none, none, kind(1))
+        return _nothing(x.dtype)
+    kind = real(sum_type(x.dtype))
     key = stream_key(dropout.stream)
     ends = [(dropout.destination_ids, ~key & WORD), (dropout.source_ids, key)]
     (row_ids, row_key), (column_ids, column_key) = reversed(ends) if reverse else ends
@@ -57,6 +57,12 @@ def edge_dropout(
         np.uint32(dropout.first_head),
         kind(1 / (1 - dropout.p)),
     )
+
+
+@cache
+def _nothing(dtype: torch.dtype) -> tuple[np.generic, ...]:
+    key, none = np.uint64(0), np.uint32(0)
+    return (np.uintp(0), np.uintp(0), key, key, none, none, real(sum_type(dtype))(1))
 
 
 def dropout_nodes(

@@ -44,6 +44,7 @@ from hpcgnn.kernels.cuda.sums import spmm
 
 SLAB_EDGES = 1 << 22  # whose score gradients are stored at a time, where edge features need them
 _PRODUCT_EDGES = 1 << 9  # added in the accumulation dtype, before float64
+_NO_TERM = (np.uintp(0), np.int64(0), np.uintp(0), np.int32(0))
 _BOUND_BLOCKS = 512  # most blocks that search for the longest row
 
 
@@ -119,7 +120,7 @@ class Kernel:
         extras = DROPS if scoring.drops else PLAIN
         extras = extras if scoring.edge_weight is None else FEATURES
         template = f"{shape.types(self.dtype)}, {extras}"
-        for first_channel, keep in shape.launches():
+        for first_channel, keep in shape.launches:
             launch(
                 source or name,
                 f"{name}<{template}>",
@@ -140,7 +141,9 @@ class Kernel:
 
 def edge_term(block: Block, scoring: Scoring) -> tuple[np.generic, ...]:
     """Return the arguments of the macro EDGE_TERM."""
-    features = None if scoring.edge_weight is None else block.features
+    if scoring.edge_weight is None:
+        return _NO_TERM
+    features = block.features
     width = 0 if features is None else features.shape[1]
     return (*matrix(scoring.edge_weight), pointer(features), np.int32(width))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class HeadShape:
     tiles: int
     first_channels: tuple[int, ...]
 
-    @property
+    @cached_property
     def logs(self) -> tuple[np.int32, np.int32]:
         """Logarithms of `lanes` and `side`, as kernels take them."""
         return np.int32(self.lanes.bit_length() - 1), np.int32(self.side.bit_length() - 1)
@@ -104,6 +105,7 @@ class HeadShape:
         return WARP // (self.lanes * self.side)
 
     @staticmethod
+    @cache
     def of(heads: int, channels: int, vector: int, widest: int) -> HeadShape:
         """Return the shape; `widest` is the widest vector width of the dtype."""
         packs = channels // vector
@@ -120,8 +122,9 @@ class HeadShape:
         warps = -(-num_rows // together)
         return -(-warps * WARP // THREADS), self.tiles
 
+    @cached_property
     def launches(self) -> list[tuple[np.int32, np.int32]]:
-        """Return (first_channel, keep) of each launch."""
+        """(first_channel, keep) of each launch."""
         last = self.first_channels[-1]
         return [(np.int32(first), np.int32(first == last)) for first in self.first_channels]
 

@@ -116,8 +116,20 @@ union Pack {
     typedef typename WordOf<BYTES>::type Word;
     static constexpr int WORDS = BYTES / static_cast<int>(sizeof(Word));
     Word words[WORDS];
+    u32 pairs[(BYTES + 3) / 4];  // of 16-bit numbers
     X at[V];
 };
+
+template <class X, int V>
+DEVICE Sum<X> widen(const Pack<X, V>& pack, int v) {
+    return widen(pack.at[v]);
+}
+// The upper number of a pair is widened in place: the compiler would move it down and up again.
+template <int V>
+DEVICE float widen(const Pack<bf16, V>& pack, int v) {
+    const u32 pair = pack.pairs[v / 2];
+    return __int_as_float(static_cast<int>(v % 2 ? pair & 0xffff0000u : pair << 16));
+}
 
 template <class X, int V>
 DEVICE Pack<X, V> load(const X* from) {
@@ -158,7 +170,7 @@ template <class O, int V, class A>
 DEVICE void add_to(O* to, const A (&sum)[V]) {
     Pack<O, V> pack = load<O, V>(to);
 #pragma unroll
-    for (int i = 0; i < V; i++) narrow(widen(pack.at[i]) + sum[i], pack.at[i]);
+    for (int i = 0; i < V; i++) narrow(widen(pack, i) + sum[i], pack.at[i]);
     store<O, V>(to, pack);
 }
 

@@ -30,7 +30,7 @@ dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 ro
         unsigned bits = 0;
 #pragma unroll
         for (int v = 0; v < V; v++) {
-            A from = widen(value.at[v]);
+            A from = widen(value, v);
             if (divisor) from /= __ldg(divisor + patch.row * divisor_stride + (column + v) / channels);
             if (bias) from += __ldg(bias + column + v);
             const bool kept = threshold == 0 || hpcgnn_random_bits(state, column + v) >= threshold;
@@ -56,7 +56,7 @@ passed_backward(const unsigned char* passed, const X* g, i64 g_stride, X* out, i
         Pack<X, V> grad = load<X, V>(g + patch.row * g_stride + column);
 #pragma unroll
         for (int v = 0; v < V; v++)
-            narrow(bits >> v & 1 ? widen(grad.at[v]) * scale : A(0), grad.at[v]);
+            narrow(bits >> v & 1 ? widen(grad, v) * scale : A(0), grad.at[v]);
         store<X, V>(out + patch.row * out_stride + column, grad);
     }
 }
@@ -74,7 +74,7 @@ relu_dropout_backward(const X* y, i64 y_stride, const X* g, i64 g_stride, X* out
         Pack<X, V> grad = load<X, V>(g + patch.row * g_stride + column);
 #pragma unroll
         for (int v = 0; v < V; v++)
-            narrow(widen(value.at[v]) <= 0 ? A(0) : widen(grad.at[v]) * scale, grad.at[v]);
+            narrow(widen(value, v) <= 0 ? A(0) : widen(grad, v) * scale, grad.at[v]);
         store<X, V>(out + patch.row * out_stride + column, grad);
     }
 }

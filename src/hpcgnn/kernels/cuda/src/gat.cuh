@@ -237,7 +237,7 @@ template <class X, int V>
 DEVICE Sum<X> inner(const Pack<X, V>& a, const Pack<X, V>& b) {
     Sum<X> sum = 0;
 #pragma unroll
-    for (int v = 0; v < V; v++) sum += widen(a.at[v]) * widen(b.at[v]);
+    for (int v = 0; v < V; v++) sum += widen(a, v) * widen(b, v);
     return sum;
 }
 
@@ -306,7 +306,7 @@ struct Running {
         for (int v = 0; v < V; v++) {
             A column = 0;
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++) column += weight[u] * widen(z[u].at[v]);
+            for (int u = 0; u < UNROLL; u++) column += weight[u] * widen(z[u], v);
             sum[v] += column;
         }
     }

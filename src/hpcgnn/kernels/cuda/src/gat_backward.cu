@@ -78,7 +78,7 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
         for (int v = 0; v < V; v++) {
             A part = 0;
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++) part += weight[u] * widen(value[u].at[v]);
+            for (int u = 0; u < UNROLL; u++) part += weight[u] * widen(value[u], v);
             sum[v] += part;
         }
     }

@@ -36,7 +36,7 @@ DEVICE Pack<Sum<X>, V> inside_of(const Pack<X, V>& left, const Pack<X, V>& right
                                  const EdgeMatrix<Sum<X>, EXTRAS>& matrix, i64 edge, int column) {
     Pack<Sum<X>, V> x;
 #pragma unroll
-    for (int v = 0; v < V; v++) x.at[v] = widen(left.at[v]) + widen(right.at[v]);
+    for (int v = 0; v < V; v++) x.at[v] = widen(left, v) + widen(right, v);
     matrix.add_to(x, edge, column);
     return x;
 }
@@ -77,9 +77,4 @@ template <class A>
 DEVICE EdgeGradient<A> gradient_of(bool valid, A score, A dot, A lse, A d, A mask) {
     const A a = valid ? exponential(score - lse) : A(0);
     return EdgeGradient<A>{a * mask, a * (mask * dot - d)};
-}
-
-template <class A>
-DEVICE A slope_at(A x, A slope) {
-    return x > 0 ? A(1) : slope;
 }

@@ -68,21 +68,22 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
                                    .score;
             place.hand_round(own_score, grad);
             A all[V] = {}, all_att[V] = {};
-            Pack<A, V> part[UNROLL];
+            Pack<A, V> part[UNROLL];  // gradients of zr, but for the factor `vector`
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const Pack<A, V> x =
                     inside_of(value[u], own, matrix, batch.edge(u), head + place.channel);
+                const A below = grad[u] * slope;
 #pragma unroll
                 for (int v = 0; v < V; v++) {
-                    part[u].at[v] = grad[u] * vector.at[v] * slope_at(x.at[v], slope);
+                    part[u].at[v] = x.at[v] > 0 ? grad[u] : below;
                     all[v] += part[u].at[v];
-                    all_att[v] += grad[u] * leaky(x.at[v], slope);
+                    all_att[v] += part[u].at[v] * x.at[v];
                 }
             }
 #pragma unroll
             for (int v = 0; v < V; v++) {
-                sum[v] += all[v];
+                sum[v] += vector.at[v] * all[v];
                 sum_att[v].add(all_att[v]);
             }
             if (EXTRAS == FEATURES && grad_matrix && place.inside)
@@ -97,7 +98,7 @@ gatv2_backward_right(EDGES, const X* left, i64 left_stride, const X* right, i64 
                         A term = 0;
 #pragma unroll
                         for (int u = 0; u < UNROLL; u++) term += factor[u] * part[u].at[v];
-                        to[v] += term;
+                        to[v] += vector.at[v] * term;
                     }
                 }
         }
@@ -174,18 +175,20 @@ gatv2_backward_left(EDGES, const X* left, i64 left_stride, const X* right, i64 r
         }
         place.hand_round(own_score, score);
         place.hand_round(own_dot, weight);
-        A all[V] = {};
+        A all[V] = {}, inside[V] = {};
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             const Pack<A, V> x =
                 inside_of(own, value[u], matrix, batch.edge(u), head + place.channel);
+            const A below = score[u] * slope;
 #pragma unroll
-            for (int v = 0; v < V; v++)
-                all[v] += weight[u] * widen(their_g[u].at[v]) +
-                          score[u] * vector.at[v] * slope_at(x.at[v], slope);
+            for (int v = 0; v < V; v++) {
+                all[v] += weight[u] * widen(their_g[u], v);
+                inside[v] += x.at[v] > 0 ? score[u] : below;
+            }
         }
 #pragma unroll
-        for (int v = 0; v < V; v++) sum[v] += all[v];
+        for (int v = 0; v < V; v++) sum[v] += all[v] + vector.at[v] * inside[v];
     }
 #pragma unroll
     for (int v = 0; v < V; v++) sum[v] = add_lanes(sum[v], place.width, WARP);

@@ -21,13 +21,13 @@ head_dots(const X* a, i64 a_stride, const X* b, i64 b_stride, const Sum<X>* minu
         if (grad) {
 #pragma unroll
             for (int v = 0; v < V; v++)
-                narrow(widen(right.at[v]) <= 0 ? A(0) : widen(left.at[v]) * scale, left.at[v]);
+                narrow(widen(right, v) <= 0 ? A(0) : widen(left, v) * scale, left.at[v]);
             if (row < rows) store<X, V>(grad + row * grad_stride + head + c, left);
         }
 #pragma unroll
         for (int v = 0; v < V; v++)
-            dot += widen(left.at[v]) *
-                   (widen(right.at[v]) - (minus ? __ldg(minus + head + c + v) : A(0)));
+            dot += widen(left, v) *
+                   (widen(right, v) - (minus ? __ldg(minus + head + c + v) : A(0)));
         if (LANES != WIDE) break;
     }
 #pragma unroll

@@ -37,7 +37,7 @@ maximum(EDGES, const X* x, i64 x_stride, const int* counts, i64 counts_stride, X
 #pragma unroll
     for (int v = 0; v < V; v++) {
         const A least = minimum ? -minus_infinity<A>() : minus_infinity<A>();
-        top[v] = Best<A>{holds ? widen(was.at[v]) : least, had.at[v]};
+        top[v] = Best<A>{holds ? widen(was, v) : least, had.at[v]};
     }
     for (int base = place.group; base < row.count; base += UNROLL << place.groups_log) {
         int at[UNROLL];
@@ -59,7 +59,7 @@ maximum(EDGES, const X* x, i64 x_stride, const int* counts, i64 counts_stride, X
 #pragma unroll
             for (int v = 0; v < V; v++)
                 top[v] = better(
-                    top[v], Best<A>{widen(value[u].at[v]), COUNTED ? count[u].at[v] : 1}, minimum);
+                    top[v], Best<A>{widen(value[u], v), COUNTED ? count[u].at[v] : 1}, minimum);
         }
     }
 #pragma unroll
@@ -111,8 +111,8 @@ maximum_backward(EDGES, const X* best, i64 best_stride, const X* share, i64 shar
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
                 const bool valid = base + (u << place.groups_log) < row.count;
-                const bool attains = valid && widen(value[u].at[v]) == widen(own.at[v]);
-                total += attains ? widen(part[u].at[v]) : A(0);
+                const bool attains = valid && widen(value[u], v) == widen(own, v);
+                total += attains ? widen(part[u], v) : A(0);
             }
             sum[v] += total;
         }

@@ -11,7 +11,7 @@ pack_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_
     const Pack<X, V> from = gather<X, V>(x + rows[place.k] * x_stride + place.column);
     Pack<O, V> to;
 #pragma unroll
-    for (int v = 0; v < V; v++) narrow(widen(from.at[v]), to.at[v]);
+    for (int v = 0; v < V; v++) narrow(widen(from, v), to.at[v]);
     store<O, V>(out + place.k * out_stride + place.column, to);
 }
 
@@ -30,7 +30,7 @@ pack_message(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 o
         const Pack<X, V> from = gather<X, V>(x + row * x_stride + column);
         Pack<O, V> to;
 #pragma unroll
-        for (int v = 0; v < V; v++) narrow(widen(from.at[v]), to.at[v]);
+        for (int v = 0; v < V; v++) narrow(widen(from, v), to.at[v]);
         store<O, V>(out + place.k * out_stride + column, to);
         return;
     }
@@ -51,6 +51,6 @@ add_rows(const X* x, i64 x_stride, const int* rows, i64 count, O* out, i64 out_s
     const Pack<X, V> from = gather<X, V>(x + place.k * x_stride + place.column);
     Sum<X> sum[V];
 #pragma unroll
-    for (int v = 0; v < V; v++) sum[v] = widen(from.at[v]);
+    for (int v = 0; v < V; v++) sum[v] = widen(from, v);
     add_to<O, V>(out + rows[place.k] * out_stride + place.column, sum);
 }

@@ -50,7 +50,7 @@ spmm(EDGES, const float* weight, const Sum<X>* scale, const Sum<X>* after, const
             A part = 0;
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
-                const A own = widen(value[u].at[v]);
+                const A own = widen(value[u], v);
                 part += factor[u] * (KIND == SCALED ? rounded_product(by[u], own) : own);
             }
             sum[v] += part;
@@ -63,7 +63,7 @@ spmm(EDGES, const float* weight, const Sum<X>* scale, const Sum<X>* after, const
         const A by = loop[row.local];
         const Pack<X, V> own = gather<X, V>(source + row.local * x_stride);
 #pragma unroll
-        for (int v = 0; v < V; v++) sum[v] += by * widen(own.at[v]);
+        for (int v = 0; v < V; v++) sum[v] += by * widen(own, v);
     }
     if (after) {
         const A by = after[row.local];
