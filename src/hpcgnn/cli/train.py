@@ -13,7 +13,6 @@ from hpcgnn.errors import InputError, counted, warn
 from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.train.config import Config, add_options, former_settings, resolve
-from hpcgnn.train.header import check_header
 from hpcgnn.train.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ def listen(args: argparse.Namespace) -> StopRequest:
 
 
 def run(args: argparse.Namespace, comm: Communicator) -> int:
+    from hpcgnn.train.header import check_header
+
     source, run_dir = _places(args, comm)
     config = resolve_together(args, comm, run_dir)
     check_range("--profile", args.profile, 0, HIGHEST)
