@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,12 +29,19 @@ from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.comm.unfinished import Unfinished, whole
 from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
 
-if TYPE_CHECKING:
-    from hpcgnn.comm.device_sums import DeviceSums
-
 # Key of the attribute of an MPI communicator in which `Communicator.of` keeps ours; MPI frees both
 # together.
 _KEPT = MPI.Comm.Create_keyval()
+
+
+class TensorSums(Protocol):
+    """Sums of tensors over the ranks by another library than MPI."""
+
+    def add_up(self, values: Any, where: str) -> Any:
+        """Replace the values, on every rank, by their sums, and return them. Collective."""
+
+    def close(self) -> object:
+        """Free what the library holds. Collective."""
 
 
 class Communicator:
@@ -61,7 +68,7 @@ class Communicator:
         self.size = parent.Get_size()
         self.location = location or Location()
         self.compared: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.device_sums: DeviceSums | None = None
+        self.device_sums: TensorSums | None = None
         self.address = "127.0.0.1"
         self._watchdog: Watchdog | None = None
         self._strict = False

@@ -16,24 +16,20 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.errors import InputError, say
 
 if TYPE_CHECKING:
-    from hpcgnn.comm.communicator import Communicator
+    from hpcgnn.comm.communicator import Communicator, TensorSums
 
 CHOICES = ("mpi", "nccl")
 
 
 class DeviceSums:
-    """The default group of torch.distributed, with all ranks of a communicator; one per process.
-
-    Attributes:
-        close: frees it; collective.
-    """
+    """The default group of torch.distributed, with all ranks of a communicator; one per process."""
 
     def __init__(self, comm: Communicator) -> None:
         import torch.distributed as dist
 
         self._comm = comm
         # Also when the process ends, for which torch asks; it must be the group that was made here.
-        self.close = weakref.finalize(self, dist.destroy_process_group, dist.group.WORLD)
+        self._free = weakref.finalize(self, dist.destroy_process_group, dist.group.WORLD)
 
     @classmethod
     def start(cls, comm: Communicator, device: torch.device, backend: str) -> DeviceSums:
@@ -65,6 +61,10 @@ class DeviceSums:
                 raise InputError("a first sum was wrong", value=total.item())
         return cls(comm)
 
+    def close(self) -> None:
+        """Free the group. Collective."""
+        self._free()
+
     def add_up(self, values: Tensor, where: str) -> Tensor:
         """Replace the values, on every rank, by their sums over the ranks, and return them.
 
@@ -87,7 +87,7 @@ def _torch_errors() -> Iterator[None]:
         raise InputError(" ".join(str(error).split())[:300]) from None
 
 
-def choose_device_sums(comm: Communicator, device: torch.device, wanted: str) -> DeviceSums | None:
+def choose_device_sums(comm: Communicator, device: torch.device, wanted: str) -> TensorSums | None:
     """Return the sums for tensors on the GPUs; None if MPI is wanted, or NCCL is not possible.
 
     Collective. Rank 0 prints which it is, unless MPI is wanted.

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcgnn.comm.communicator import Communicator
-from hpcgnn.comm.device_sums import DeviceSums
+from hpcgnn.comm.communicator import Communicator, TensorSums
 from hpcgnn.errors import InputError, NumericalError, warn
 from hpcgnn.graph.arguments import check_module
 from hpcgnn.nn.linear import is_sharded
@@ -86,7 +85,7 @@ def _alike(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:
 
 
 def add_up(
-    parameters: Sequence[Tensor], comm: Communicator, on_device: DeviceSums | None = None
+    parameters: Sequence[Tensor], comm: Communicator, on_device: TensorSums | None = None
 ) -> bool:
     """Sum as `sum_gradients` does; return False, with none changed, if one is not finite.
 
