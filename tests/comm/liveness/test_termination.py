@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -60,13 +61,23 @@ def test_a_held_signal_is_raised_after_the_library_call(number, error):
     assert done == ["inner", "outer"]
 
 
+@pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
-def test_exceptions_that_python_drops_are_raised_again(number, error):
+def test_exceptions_that_python_drops_are_raised_again(number, error, slow, monkeypatch):
     class Dropping:
         def __del__(self):
             os.kill(os.getpid(), number)
             time.sleep(0)
 
+    start = threading.Thread.start
+
+    def start_slowly(thread):
+        """Return when the thread has done some of its work, as on a busy machine."""
+        start(thread)
+        time.sleep(0.2)
+
+    if slow:
+        monkeypatch.setattr(threading.Thread, "start", start_slowly)
     with terminable(), pytest.raises(error):
         Dropping()
         time.sleep(5)

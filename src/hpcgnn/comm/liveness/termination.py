@@ -40,13 +40,20 @@ def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
 _UNINTERRUPTIBLE = uninterruptible(lambda: None).__code__
 
 
+def _deliver(number: int, delivered: threading.Event) -> None:
+    seconds = _AGAIN_SECONDS
+    while not delivered.wait(seconds):
+        os.kill(os.getpid(), number)
+        seconds = min(2 * seconds, 10 * _AGAIN_SECONDS)
+
+
 class Handler:
     """A signal handler; `waiting` is a signal that arrived where none may be raised."""
 
     def __init__(self) -> None:
         self.waiting = 0
         self._holds = 0
-        self._timer: threading.Timer | None = None
+        self._delivered: threading.Event | None = None  # ends the thread that delivers again
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self._holds:
@@ -55,12 +62,11 @@ class Handler:
         inner = frame
         while inner is not None:
             if inner.f_code is _UNINTERRUPTIBLE:
-                self.waiting = number
                 self.deliver_again(number)
                 return
             inner = inner.f_back
-        self.waiting = 0
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        self.waiting = number
+        self.raise_waiting()
 
     def enter(self) -> None:
         self._holds += 1
@@ -72,19 +78,21 @@ class Handler:
 
     def raise_waiting(self) -> None:
         number, self.waiting = self.waiting, 0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._delivered is not None:
+            self._delivered.set()
+            self._delivered = None
         if number:
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def deliver_again(self, number: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
-        self._timer.daemon = True
-        self._timer.start()
+        """Keep the signal waiting, and send it again until it could be raised."""
+        self.waiting = number
+        if self._delivered is None:
+            self._delivered = threading.Event()
+            arguments = (number, self._delivered)
+            threading.Thread(target=_deliver, args=arguments, daemon=True).start()
 
+    @uninterruptible  # what is raised here would be dropped again, for good
     def swallowed(self, dropped: sys.UnraisableHookArgs) -> None:
         """Raise again what Python had to drop; installed as `sys.unraisablehook`."""
         if dropped.exc_type is Terminated:
