@@ -12,6 +12,7 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,9 @@ from tests.standing_job import StandingJob
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Modules and tests are never freed: searching them for garbage takes a sixth of the start.
 gc.disable()
+# A shell ignores Ctrl-C for what it starts in the background, and tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Fixtures that start processes, compile or read real graphs: `--quick` leaves out their tests.
 SLOW_FIXTURES = {"data", "emulated", "faulty", "loaded_python", "machine", "mpirun", "python"}
