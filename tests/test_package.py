@@ -140,3 +140,15 @@ def test_a_signal_while_the_command_is_loaded_ends_all_ranks_of_mpiexec(number):
         done = interrupted("hpcgnn.comm.world", number, env=environment, pass_fds=[rank.fileno()])
         assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
         assert hydra.recv(80) == f"cmd=abort exitcode={128 + number}\n".encode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_the_command_has_ended_keeps_its_status(number):
+    program = f"""
+import atexit, os, runpy, sys
+atexit.register(os.kill, os.getpid(), {int(number)})
+sys.argv[1:] = ["--version"]
+runpy.run_module("hpcgnn", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("hpcgnn ")

@@ -27,7 +27,10 @@ def main() -> int:
 
     for number in taken:
         signal.signal(number, _USUAL[number])
-    return run()
+    try:
+        return run()
+    finally:
+        _handle(taken, signal.SIG_IGN)  # all is done: Python's end must not change the status
 
 
 def _handle(numbers: list[signal.Signals], handler: Any) -> None:
