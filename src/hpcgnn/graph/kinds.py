@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 _MOST_BYTES = 16 << 10  # longer lists don't fit into an attribute of a file
 
@@ -50,5 +50,5 @@ def moved(trained: Sequence[str], found: Sequence[str]) -> tuple[str, int, int] 
     return None
 
 
-def _are_texts(value: object) -> bool:
+def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)

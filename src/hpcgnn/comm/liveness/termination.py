@@ -6,19 +6,22 @@ once, and again if Python reports that it had to drop the exception.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import FrameType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _AGAIN_SECONDS = 0.01
+_SAME_SECONDS = 0.5  # copies of a signal arrive within this time
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 
 
@@ -45,6 +48,7 @@ class Handler:
 
     def __init__(self) -> None:
         self.waiting = 0
+        self._raised = -math.inf  # when
         self._holds = 0
         self._timer: threading.Timer | None = None
 
@@ -59,7 +63,12 @@ class Handler:
                 self.deliver_again(number)
                 return
             inner = inner.f_back
-        self.waiting = 0
+        # Another copy, such as the launcher's of a Ctrl-C, would interrupt what removes files.
+        if time.monotonic() - self._raised >= _SAME_SECONDS:
+            self._raise(number)
+
+    def _raise(self, number: int) -> NoReturn:
+        self.waiting, self._raised = 0, time.monotonic()
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def enter(self) -> None:
@@ -76,9 +85,10 @@ class Handler:
             self._timer.cancel()
             self._timer = None
         if number:
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+            self._raise(number)
 
     def deliver_again(self, number: int) -> None:
+        self._raised = -math.inf
         if self._timer is not None:
             self._timer.cancel()
         self._timer = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
