@@ -95,6 +95,7 @@ class Handler:
         self._timer.daemon = True
         self._timer.start()
 
+    @uninterruptible
     def swallowed(self, dropped: sys.UnraisableHookArgs) -> None:
         """Raise again what Python had to drop; installed as `sys.unraisablehook`."""
         if dropped.exc_type is Terminated:
