@@ -3,8 +3,8 @@
     python jobs/figures.py FOLDER FILE.json...
 
 FILE.json: of `bench epoch` (as many as there are) and of one `bench scale`, which trains on 1, 2
-and more ranks. Writes FOLDER/scaling.svg and epochs.svg, each where there is something
-to draw. docs/performance.md says what made those in docs/figures.
+and more ranks. Writes FOLDER/scaling.svg and epochs.svg, each where there is something to draw, and
+replaces its own earlier ones only. docs/performance.md says what made those in docs/figures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcgnn.bench.draw import COLOURS, OTHERS, OURS, graph_of, new_figure, tidy
-from hpcgnn.bench.output import save
+from hpcgnn.bench.output import Outputs, save
+from hpcgnn.errors import HpcgnnError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,11 +206,17 @@ def main(folder: Path, files: list[Path]) -> int:
     if epochs:
         figures["epochs"] = beside_peers(epochs)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        save(figure, folder / f"{name}.svg")
-        print(folder / f"{name}.svg")
+    drawn = {folder / f"{name}.svg": figure for name, figure in figures.items()}
+    for path in drawn:
+        Outputs(None, path, force=True).check()
+    for path, figure in drawn.items():
+        save(figure, path)
+        print(path)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), list(map(Path, sys.argv[2:]))))
+    try:
+        sys.exit(main(Path(sys.argv[1]), list(map(Path, sys.argv[2:]))))
+    except HpcgnnError as error:
+        sys.exit(f"figures.py: error: {error}")

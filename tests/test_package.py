@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -102,20 +103,52 @@ def test_run_exits_with_the_status_of_main(monkeypatch, result, status):
     assert told == ["memory", "comm"]
 
 
+INTERRUPTED = """
+import os, runpy, signal, sys
+name, number = sys.argv.pop(1), int(sys.argv.pop(1))
+class Finder:
+    def find_spec(found, path=None, target=None):
+        if found == name:
+            os.kill(os.getpid(), number)
+for found in [found for found in sys.modules if found.split(".")[0] == "argparse"]:
+    del sys.modules[found]
+sys.meta_path.insert(0, Finder)
+runpy.run_module("hpcgnn", run_name="__main__", alter_sys=True)
+"""
+
+
+def interrupted(module, number, **options):
+    """Run the command with a finder that sends a signal at the import of one of its modules."""
+    command = [sys.executable, "-c", INTERRUPTED, module, str(int(number)), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
 @pytest.mark.parametrize("module", ["hpcgnn.cli.main", "hpcgnn.comm.world", "argparse"])
 def test_an_interrupt_while_the_command_is_loaded_is_silent(module):
-    """By a finder that interrupts the process at the import of a module of the command."""
+    done = interrupted(module, signal.SIGINT)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_command_is_loaded_ends_all_ranks_of_mpiexec(number):
+    """Hydra would return the number of the signal as the status of the job."""
+    hydra, rank = socket.socketpair()
+    with hydra, rank:
+        told = {"HYDI_CONTROL_FD": "9", "PMI_FD": str(rank.fileno())}
+        place = {"PMI_RANK": "0", "PMI_SIZE": "2"}
+        environment = os.environ | told | place
+        done = interrupted("hpcgnn.comm.world", number, env=environment, pass_fds=[rank.fileno()])
+        assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+        assert hydra.recv(80) == f"cmd=abort exitcode={128 + number}\n".encode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_the_command_has_ended_keeps_its_status(number):
     program = f"""
-import os, runpy, signal, sys
-class Finder:
-    def find_spec(name, path=None, target=None):
-        if name == {module!r}:
-            os.kill(os.getpid(), signal.SIGINT)
-for name in [name for name in sys.modules if name.split(".")[0] == "argparse"]:
-    del sys.modules[name]
-sys.meta_path.insert(0, Finder)
+import atexit, os, runpy, sys
+atexit.register(os.kill, os.getpid(), {int(number)})
 sys.argv[1:] = ["--version"]
 runpy.run_module("hpcgnn", run_name="__main__", alter_sys=True)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("hpcgnn ")

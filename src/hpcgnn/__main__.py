@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from types import FrameType
+from typing import Any
+
+_USUAL: dict[signal.Signals, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
+}
 
 
 def main() -> int:
-    """Run the command and return its exit status; Ctrl-C while it is loaded ends it silently."""
-    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if interruptible:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from hpcgnn.cli.main import main as run  # only now: an interrupt would show a traceback
+    """Run the command and return its exit status; a signal while it is loaded ends it silently."""
+    taken = [number for number, usual in _USUAL.items() if signal.getsignal(number) is usual]
+    _handle(taken, signal.SIG_DFL)
+    from hpcgnn.comm.launcher import is_hydra  # only now: an interrupt would show a traceback
 
-    if interruptible:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return run()
+    if is_hydra():
+        _handle(taken, _end)
+    from hpcgnn.cli.main import main as run
+
+    for number in taken:
+        signal.signal(number, _USUAL[number])
+    try:
+        return run()
+    finally:
+        _handle(taken, signal.SIG_IGN)  # all is done: Python's end must not change the status
+
+
+def _handle(numbers: list[signal.Signals], handler: Any) -> None:
+    for number in numbers:
+        signal.signal(number, handler)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """End all ranks with the usual status: Hydra would return the bare number of the signal."""
+    from hpcgnn.comm.launcher import end_job
+
+    end_job(128 + number)
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

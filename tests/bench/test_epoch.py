@@ -152,6 +152,8 @@ def test_an_unwritable_output_is_refused_before_anything_is_measured(tmp_path):
         with pytest.raises(OutputError, match="no such folder: create it first"):
             outputs.check()
     output.Outputs(tmp_path / "r.json", None, force=False).check()
+    with pytest.raises(InputError, match="is named for two outputs"):
+        output.Outputs(tmp_path / "r.svg", tmp_path / "r.svg", force=False).check()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ from hpcgnn.bench.job import Layout
 from hpcgnn.bench.problem import GraphSize, ModelShape
 from hpcgnn.bench.scale import ScaleReport, steps
 from hpcgnn.bench.training import Training
+from hpcgnn.errors import InputError
 
 PROGRAM = Path(__file__).parents[2] / "jobs" / "figures.py"
 
@@ -44,5 +45,11 @@ def test_every_figure_can_be_drawn(tmp_path):
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["epochs.svg", "scaling.svg"]
     assert all(path.stat().st_size < 150_000 for path in (tmp_path / "out").iterdir())
+    assert figures.main(tmp_path / "out", files) == 0
+    mine = tmp_path / "out" / "scaling.svg"
+    mine.write_text("<svg>mine</svg>")
+    with pytest.raises(InputError, match="was not written by hpcgnn bench"):
+        figures.main(tmp_path / "out", files)
+    assert mine.read_text() == "<svg>mine</svg>"
     row = figures.peers_on(scale.as_json()["steps"][0]["graph"], str(shape), [epoch.as_json()])
     assert [figures.short(r["name"]) for r in row] == ["DGL"]

@@ -196,6 +196,11 @@ def test_job_scripts_are_copied_completely_and_only_once(tmp_path, capsys):
     (tmp_path / "jobs" / "mine.sh").touch()
     assert main(["jobs", str(tmp_path), "--force"]) == 0
     assert (tmp_path / "jobs" / "mine.sh").exists()  # files of others are kept
+    (tmp_path / "jobs" / "sweep.sbatch").unlink()
+    (tmp_path / "jobs" / "sweep.sbatch").mkdir()
+    assert main(["jobs", str(tmp_path), "--force"]) == 2
+    assert "sweep.sbatch: is not a regular file" in capsys.readouterr().err
+    (tmp_path / "jobs" / "sweep.sbatch").rmdir()  # still empty
     kept = tmp_path / "kept.sh"
     kept.touch()
     (tmp_path / "jobs" / "launch.sh").unlink()

@@ -65,6 +65,8 @@ def test_an_output_that_cannot_be_created_ends_all_ranks(comm, parts, capsys):
 def test_only_predictions_are_replaced(comm, parts):
     if comm.rank == 0:
         Path("notes.csv").write_text("not ours")
+        Path("ages.csv").write_text("original_id,age\n1,40\n")
+        Path("truth.csv").write_text("original_id,class\n1,2\n")
         Path("linked.h5").symlink_to("parts.h5")
         Path("deep").mkdir()
     comm.barrier()
@@ -74,6 +76,8 @@ def test_only_predictions_are_replaced(comm, parts):
         ("linked.h5", "is an input of this command"),
         ("g.h5", "is not a predictions file of hpcgnn"),
         ("notes.csv", "is not a predictions file of hpcgnn"),
+        ("ages.csv", "is not a predictions file of hpcgnn"),
+        ("truth.csv", "is not a predictions file of hpcgnn"),
     ):
         before = Path(output).read_bytes()
         with pytest.raises(InputError, match=f"{output}: .*{words}.*choose another name"):

@@ -112,6 +112,14 @@ def interrupted(comm: Any) -> None:
         time.sleep(10)
 
 
+def interrupted_twice(comm: Any) -> None:
+    """As by Ctrl-C: from the terminal, and again from mpiexec while the rank ends the job."""
+    if comm.rank == 1:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+    interrupted(comm)
+
+
 def terminated_while_waiting(comm: Any) -> None:
     if comm.rank == 1:
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 
@@ -227,3 +228,17 @@ def test_one_communicator_is_kept_per_mpi_communicator(comm):
     again = Communicator.of(comm.mpi)
     assert again is not kept and again.allreduce(1) == comm.size
     again.close()
+
+
+def test_what_is_kept_is_freed_with_the_mpi_communicator_once_unused(comm):
+    parent, other = comm.mpi.Dup(), comm.mpi.Dup()
+    kept = Communicator.of(parent)
+    parent.Free()
+    assert kept.allreduce(1) == comm.size
+    mpi = kept.mpi
+    del kept
+    newest = Communicator.of(other)  # that one is watched until the process ends
+    gc.collect()
+    assert mpi == MPI.COMM_NULL
+    newest.close()
+    other.Free()

@@ -183,6 +183,11 @@ def test_figures_written_by_others_are_not_replaced(tmp_path, capsys, monkeypatc
     assert main.main(asked) == 0
     (out / "index.html").unlink()
     assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
+    (out / "loss.png").write_bytes(b"\x89PNG of mine")  # beside a page of ours
+    page = (out / "index.html").stat()
+    assert main.main([*asked, "--force"]) == 2
+    assert (out / "loss.png").read_bytes() == b"\x89PNG of mine"
+    assert (out / "index.html").stat().st_mtime_ns == page.st_mtime_ns
 
 
 def test_parts_of_an_epoch_add_up_to_it(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hpcgnn.errors import InputError
+from hpcgnn.graph.kinds import KindNames
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.predict import Predictor, read_checkpoint
@@ -29,9 +30,9 @@ SMALL = {"model": "sage", "layers": 2, "hidden": 4, "epochs": 2, "seed": 3}
 def trained(comm, shared_path):
     """Return `trained(labels_as_input=0.5)`: path and content of a checkpoint, run on `WHOLE`."""
 
-    def train(**settings):
-        graph = distribute(WHOLE, comm)
-        graph = replace(graph, graph_fingerprint="f" * 16)
+    def train(whole=WHOLE, relations=(), **settings):
+        graph = distribute(whole, comm)
+        graph = replace(graph, graph_fingerprint="f" * 16, kinds=KindNames(relations=relations))
         configured_trainer(graph, Config.of(**(SMALL | settings)), shared_path).run()
         comm.barrier()
         return read_checkpoint(shared_path, comm)
@@ -84,6 +85,26 @@ def test_relations_of_another_graph_are_matched_by_number_and_a_note_says_so(com
     assert "matched by number" not in capfd.readouterr().err
     Predictor(replace(graph, graph_fingerprint="e" * 16), checkpoint, path, any_graph=True)
     assert ("matched by number" in capfd.readouterr().err) == (comm.rank == 0)
+
+
+@pytest.mark.parametrize("model", ["rgcn", "sage"])
+def test_relations_in_another_order_are_refused_if_the_model_reads_them(
+    comm, trained, capfd, model
+):
+    whole = random_graph(40, 160, seed=1, num_relations=3)
+    found = trained(whole, ("cites", "knows", "likes"), model=model)
+    capfd.readouterr()
+    predict(comm, found, whole=whole, kinds=KindNames(relations=("cites", "knows", "likes")))
+    assert "matched by number" not in capfd.readouterr().err
+    predict(comm, found, whole=whole, kinds=KindNames(relations=("cites", "knows", "hates")))
+    said = "relation 2 was (likes), is (hates)"
+    assert (said in capfd.readouterr().err) == (comm.rank == 0)
+    other = KindNames(relations=("cites", "admires", "knows"))
+    if model == "sage":
+        predict(comm, found, whole=whole, kinds=other)
+        return
+    with pytest.raises(InputError, match=r"relation 1 as \(knows\), which is number 2 in this"):
+        predict(comm, found, whole=whole, kinds=other)
 
 
 def test_models_that_read_labels_require_them(comm, trained):

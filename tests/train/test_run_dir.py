@@ -99,6 +99,26 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 
 @pytest.mark.mpi
+def test_links_to_files_of_another_run_are_refused(comm, shared_path):
+    written = {
+        "starts.jsonl": '{"time": "now", "from_epoch": 1}\n',
+        "metrics.jsonl": '{"epoch": 1, "epoch_seconds": 2.0}\n',
+    }
+    for name, text in written.items():
+        if comm.rank == 0:
+            (shared_path / f"other-{name}").write_text(text)
+            (shared_path / name).symlink_to(f"other-{name}")
+        comm.barrier()
+        with pytest.raises(InputError, match=f"{name}: is a link"), held(shared_path, comm):
+            pass
+        assert (shared_path / f"other-{name}").read_text() == text
+        comm.barrier()
+        if comm.rank == 0:
+            (shared_path / name).unlink()
+        comm.barrier()
+
+
+@pytest.mark.mpi
 def test_a_folder_in_place_of_a_marker_file_is_refused(comm, shared_path):
     path = shared_path / "REQUEUE"
     if comm.rank == 0:

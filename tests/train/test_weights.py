@@ -140,6 +140,12 @@ def test_a_run_may_start_from_a_file(mpirun, partition, tmp_path, ending):
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("mine", "of no model")
     refused(mpirun(0, "export", run, archive, "--force"), "is not a weights file of hpcgnn")
+    theirs = out.with_stem("theirs")  # tensors by name, but not exported
+    save = torch.save if theirs.suffix == ".pt" else save_file
+    save(read_weights(out), theirs)
+    kept = theirs.read_bytes()
+    refused(mpirun(0, "export", run, theirs, "--force"), "is not a weights file of hpcgnn")
+    assert theirs.read_bytes() == kept
     refused(mpirun(0, "export", run, tmp_path / "w.bin"), "must end in .safetensors or .pt")
 
 

@@ -57,6 +57,8 @@ class Outputs:
             InputError: a file is there already, or can't be drawn.
             OutputError: no file can be made there.
         """
+        if self.json is not None and self.json == self.plot:
+            raise InputError("is named for two outputs: give each its own file", file=self.json)
         for path in (self.json, self.plot):
             if path is None or path == _TERMINAL:
                 continue

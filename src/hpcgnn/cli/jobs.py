@@ -36,6 +36,9 @@ def run(args: argparse.Namespace, comm: None) -> int:
                 "it: choose another folder, or remove it",
                 file=target,
             )
+        for path in _copies(source, target).values():
+            if path.exists() and not path.is_file():
+                raise InputError("is not a regular file: remove it", file=path)
         if target.samefile(source):
             raise InputError(
                 "is the folder that the scripts are copied from: choose another folder", file=target
@@ -53,14 +56,20 @@ def run(args: argparse.Namespace, comm: None) -> int:
     return 0
 
 
+def _copies(source: Path, target: Path) -> dict[Path, Path]:
+    """Return the place of the copy of each file."""
+    files = (path for path in sorted(source.rglob("*")) if path.is_file())
+    return {
+        path: target / path.relative_to(source)
+        for path in files
+        if path.parent.name != "__pycache__"
+    }
+
+
 def _copy(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
-        if path.is_dir() and path.name != "__pycache__":
-            place.mkdir(exist_ok=True)
-        elif path.is_file() and path.parent.name != "__pycache__":
-            shutil.copy2(path, place)
+    for path, place in _copies(source, target).items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, place)
 
 
 def _is_ours(folder: Path) -> bool:

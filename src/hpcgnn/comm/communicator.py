@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,8 +30,8 @@ from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.comm.unfinished import Unfinished, whole
 from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
 
-# Key of the attribute of an MPI communicator in which `Communicator.of` keeps ours; MPI frees both
-# together.
+# Key of the attribute of an MPI communicator in which `Communicator.of` keeps ours. Both are freed
+# together, unless a graph still needs ours.
 _KEPT = MPI.Comm.Create_keyval()
 
 
@@ -84,7 +85,10 @@ class Communicator:
         self._waiter = Waiter(limit, self.location, self._overdue, self._look)
         self.mpi, request = parent.Idup()
         self._waiter.any([request], "start")
+        self._owned = [self.mpi]
+        weakref.finalize(self, _free, self._owned).atexit = False
         apart, request = self.mpi.Idup()
+        self._owned.append(apart)
         self._waiter.any([request], "start")
         self.unfinished = Unfinished(apart, self._wait, self._tell)
         self.agree(problem, "start")
@@ -171,6 +175,7 @@ class Communicator:
         """Return the background sums of these ranks; the first call makes them, collectively."""
         if self._background is None:
             mpi, request = self.mpi.Idup()
+            self._owned.append(mpi)
             self._waiter.any([request], "start of sums")
             self._background = BackgroundSums(mpi, self._waiter)
         return self._background
@@ -402,6 +407,15 @@ class Communicator:
         if self._background is not None:
             self._background.mpi.Free()
         self.mpi.Free()
+
+
+def _free(owned: list[MPI.Comm]) -> None:
+    """Free what a communicator that was collected has left: MPI does so without messages."""
+    if MPI.Is_finalized() or threading.current_thread() is not threading.main_thread():
+        return  # only one thread may call MPI
+    for mpi in owned:
+        if mpi != MPI.COMM_NULL:
+            mpi.Free()
 
 
 def _parent(mpi: MPI.Comm | None) -> MPI.Comm:

@@ -107,12 +107,17 @@ def one_ends_all() -> bool:
 
     Hydra (MPICH) does if `end_job` requests it, Open MPI always, srun only with its own option.
     """
-    return not os.environ.keys().isdisjoint(("HYDI_CONTROL_FD", "OMPI_COMM_WORLD_RANK"))
+    return is_hydra() or "OMPI_COMM_WORLD_RANK" in os.environ
+
+
+def is_hydra() -> bool:
+    """Return whether MPICH's mpiexec, or one that is made from it, started this process."""
+    return "HYDI_CONTROL_FD" in os.environ
 
 
 def end_job(status: int) -> None:
     """Make Hydra end all processes with `status`; does nothing under other launchers."""
-    if "HYDI_CONTROL_FD" not in os.environ:
+    if not is_hydra():
         return
     with suppress(OSError, ValueError):
         number = int(os.environ.get("PMI_FD", ""))

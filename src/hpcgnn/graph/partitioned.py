@@ -18,6 +18,7 @@ from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import counted
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import HostRows, SparseRows
+from hpcgnn.graph.kinds import KindNames
 from hpcgnn.kernels.block import Block, Derived
 
 
@@ -80,6 +81,7 @@ class PartitionedGraph(Derived):
         in_edges: edges into local nodes.
         out_edges: those of the reversed graph (the same object if the graph is symmetric).
         execution: how operations on the graph run.
+        kinds: the names of node types and relations, as far as the file has them.
         file: the file it was read from, which also holds the nodes' names if these are texts.
         whole, whole_rows: the graph that this one was pruned from, and its rows that are nodes here
             (int64); None for a graph from a file.
@@ -106,6 +108,7 @@ class PartitionedGraph(Derived):
     num_relations: int = 0
     num_types: int = 0
     graph_fingerprint: str = ""
+    kinds: KindNames = field(default_factory=KindNames)
     file: Path | None = None
     whole: PartitionedGraph | None = None
     whole_rows: Tensor | None = None

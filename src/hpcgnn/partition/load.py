@@ -67,6 +67,7 @@ def _whole(
         header: dict[str, Any] = {
             **graph.counts.attributes(),
             "graph_fingerprint": graph.fingerprint,
+            "config": graph.kinds().stored(),
         }
     splits = int(header.get("num_splits", 0))
     if not 0 <= split < max(splits, 1):

@@ -83,7 +83,8 @@ def partition_graph(
     _check(method, num_parts)
     check_output_together(comm, out, PARTITION, force=force, inputs=[path])
     made, header = _assembled(comm, path, num_parts, method, options, display)
-    header["config"] = {"command": command, "graph": str(path), "parts": num_parts, **vars(options)}
+    settings = {"command": command, "graph": str(path), "parts": num_parts, **vars(options)}
+    header["config"] = settings | header["config"]
     with agreed(comm, "make the folder"):
         _make_folder(comm, out)
     with comm.at("write the partition file"), display.stage(f"write {out.name}"):
@@ -115,6 +116,7 @@ def _assembled(
         with agreed(comm, reading), display.stage(reading):
             slab = graph.read_rows(low, high)
             nodes = graph.read_nodes(low, high)
+            kinds = graph.kinds()
     with comm.at("lay out the parts"), display.stage("lay out the parts"):
         made, numbers = assembly.build(comm, slab, nodes, cut.owner, num_parts, graph.num_nodes)
     report = {
@@ -129,6 +131,7 @@ def _assembled(
         "symmetric": int(bool(numbers.symmetric)),
         "method": cut.method,
         "graph_fingerprint": graph.fingerprint,
+        "config": kinds.stored(),
         "report": report,
     }
     return made, header

@@ -178,7 +178,7 @@ def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
 
     Args:
         out: if it ends in .html, it is the path of the page, which is written without PNG files.
-        force: replace a page of ours, and the figures beside it.
+        force: replace a page and figures of ours.
 
     Raises:
         InputError: another file has the page's name, a page exists already without `force`, or
@@ -193,11 +193,10 @@ def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
         raise InputError(
             "is not a folder: name a folder, or a page that ends in .html", file=folder
         )
-    replaces = _check(target, force)
+    _check(target, SIGN, "page", force)
     drawings = draw(runs, metric_of(runs[0]))
-    if not replaces and not alone:
-        for drawing in drawings:
-            _check_figure(folder / f"{drawing.name}.png", force)
+    for drawing in [] if alone else drawings:
+        _check(folder / f"{drawing.name}.png", FIGURE_SIGN, "figure", force)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for drawing in [] if alone else drawings:
@@ -208,20 +207,12 @@ def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
     return target
 
 
-def _check(target: Path, force: bool) -> bool:
-    """Return whether a page of ours exists, to be replaced with the figures beside it."""
-    if not check_regular(target):
-        return False
-    _check_ours(target, SIGN, "page", force)
-    return True
-
-
-def _check_figure(path: Path, force: bool) -> None:
-    if check_regular(path):
-        _check_ours(path, FIGURE_SIGN, "figure", force)
-
-
-def _check_ours(path: Path, sign: str, what: str, force: bool) -> None:
+def _check(path: Path, sign: str, what: str, force: bool) -> None:
+    """Check that `path` is free, or with `force` holds a file of ours, which has `sign`."""
+    if not check_regular(path):
+        return
+    if path.is_symlink():
+        raise InputError("is a link: choose another place with -o", file=path)
     with path.open("rb") as file:
         ours = sign.encode() in file.read(_START)
     if not ours:
@@ -233,8 +224,6 @@ def _check_ours(path: Path, sign: str, what: str, force: bool) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    if check_regular(path) and path.is_symlink():
-        raise InputError("is a link: choose another place with -o", file=path)
     with atomic.claim(path) as temporary:
         temporary.write_bytes(content)
         atomic.publish(temporary, path)

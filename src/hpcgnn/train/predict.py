@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError, printable, warn
 from hpcgnn.graph.arguments import check_graph, check_module
+from hpcgnn.graph.kinds import moved
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
-from hpcgnn.models.demands import check_model, facts_of
+from hpcgnn.models.demands import RELATION_READERS, check_model, content_of, facts_of
 from hpcgnn.models.settings import OWN as OWN_MODEL
 from hpcgnn.settings import check_path
 from hpcgnn.storage.schema import PREDICTIONS
@@ -103,7 +105,7 @@ class Predictor:
                 file=path,
             )
         if not same:
-            _say_numbered(graph)
+            _compare_kinds(graph, checkpoint, path)
         self.graph = graph = configure(graph, config)
         self.task = _task(graph, checkpoint, path) if task is None else as_task(task)
         self.graph = graph = self.task.prepare(graph)
@@ -266,13 +268,47 @@ def predict(
     return result
 
 
-def _say_numbered(graph: PartitionedGraph) -> None:
-    """Checkpoints know types and relations by number alone."""
-    if graph.comm.rank == 0 and max(graph.num_types, graph.num_relations) > 1:
-        warn(
-            "hpcgnn: note: types of nodes and relations are matched by number: this graph must "
-            "have been converted with the same ones, in the same order"
-        )
+def _compare_kinds(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> None:
+    """Check that the types and relations that the model reads have its graph's numbers. Collective.
+
+    Raises:
+        InputError: one has another number.
+    """
+    settings, there = checkpoint.config.model, content_of(graph)
+    reads = {
+        "node type": there.typed_features and not settings.own,
+        "relation": settings.kind in RELATION_READERS and not settings.own,
+    }
+    trained, found = checkpoint.kinds, graph.kinds
+    names = {
+        "node type": (graph.num_types, trained.node_types, found.node_types),
+        "relation": (graph.num_relations, trained.relations, found.relations),
+    }
+    with agreed(graph.comm, "compare the graphs"):
+        if graph.comm.rank != 0:
+            return
+        for what, (number, before, now) in names.items():
+            if number < 2 or (before == now and now):
+                continue
+            changed = moved(before, now)
+            if changed is None or not reads[what]:
+                _say_numbered(what, before, now)
+                continue
+            name, old, new = changed
+            raise InputError(
+                f"knows {what} {old} as ({name}), which is number {new} in this graph, and matches "
+                "by number: convert the graph with the same ones, in the same order",
+                file=path,
+            )
+
+
+def _say_numbered(what: str, trained: Sequence[str], found: Sequence[str]) -> None:
+    pairs = zip(trained, found, strict=False)
+    differing = [f"; {what} {k} was ({a}), is ({b})" for k, (a, b) in enumerate(pairs) if a != b]
+    warn(
+        f"hpcgnn: note: {what}s are matched by number: this graph must have been converted with "
+        f"the same ones, in the same order{printable(''.join(differing[:1]))}"
+    )
 
 
 class _Unknown(TaskDefaults):

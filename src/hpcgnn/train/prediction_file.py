@@ -32,7 +32,8 @@ Rows = Mapping[str, np.ndarray]
 Attributes = Mapping[str, int | str | dict]
 
 ENDINGS = (".h5", ".parquet", ".csv", ".npz")
-_CSV_BEGINS = (b"original_id,", b"source_id,target_id,")
+_CSV_IDS = (("original_id",), ("source_id", "target_id"))
+_LONGEST_HEADER = 64 << 20
 _KEY = b"hpcgnn"  # key of our metadata in a Parquet file
 _COLUMNS = {
     "original_ids": "original_id",
@@ -75,9 +76,9 @@ def format_of(path: Path) -> str | None:
     """Return `PREDICTIONS` for a file written here, whatever its suffix; else its HDF5 format."""
     try:
         if path.suffix == ".csv":
-            with path.open("rb") as file:
-                begin = file.read(max(map(len, _CSV_BEGINS)))
-            return PREDICTIONS if begin.startswith(_CSV_BEGINS) else None
+            with path.open(encoding="utf-8", newline="") as file:
+                titles = next(csv.reader([file.readline(_LONGEST_HEADER)]), [])
+            return PREDICTIONS if _are_ours(titles) else None
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
@@ -88,9 +89,17 @@ def format_of(path: Path) -> str | None:
                 names = set(archive.namelist())
             ids = {"original_ids.npy", "source_ids.npy"} & names
             return PREDICTIONS if ids and "attributes.npy" in names else None
-    except (OSError, zipfile.BadZipFile, ValueError):
+    except (OSError, csv.Error, zipfile.BadZipFile, ValueError):
         return None
     return reader.format_of(path)
+
+
+def _are_ours(titles: Sequence[str]) -> bool:
+    """Return whether a CSV with these columns, which is all that marks one, was written here."""
+    ids = next((count for count in (1, 2) if tuple(titles[:count]) in _CSV_IDS), 0)
+    results = {title.partition("_")[0] for title in titles[ids:]}
+    named = "class" not in results or "probability" in results  # labels alone are a user's
+    return bool(ids and results and named and results <= set(_COLUMNS.values()))
 
 
 def passes(path: Path, names: list[str]) -> list[list[str]]:

@@ -100,6 +100,8 @@ def _refuse_others(run_dir: Path) -> None:
     for path, sign in signs.items():
         if check_regular(path) and not _is_ours(path, sign):
             raise _not_ours(path)
+        if path.is_symlink():  # perhaps to another run's file
+            raise InputError("is a link: choose another --run-dir, or remove it", file=path)
     for name in ("best.h5", "last.h5"):  # else training would find out, and lose epochs
         atomic.refuse_irregular(run_dir / "checkpoints" / name)
     ended = run_dir / ENDED  # of any content: a run's, if config.json is there

@@ -425,6 +425,7 @@ class Trainer:
             epoch=self.epoch if not best else self.progress.best_epoch,
             config=self.config,
             graph_fingerprint=self.graph.graph_fingerprint,
+            kinds=self.graph.kinds,
             num_parts=self.comm.size,
             progress=self.progress.stored(),
             task=self.task.stored(),

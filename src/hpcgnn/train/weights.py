@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import zipfile
@@ -26,6 +27,7 @@ from hpcgnn.train.checkpoint.rows import read_every
 from hpcgnn.train.checkpoint.store import best_or_last
 from hpcgnn.train.checkpoint.widths import check_built_in
 from hpcgnn.train.learned import OF_TASK
+from hpcgnn.version import __version__
 
 _STACK = "stack."
 _GIN = re.compile(r"(convs\.\d+\.nn\.)(\d+)(\.\w+)")
@@ -36,6 +38,7 @@ _NO_ARCHIVE = (zipfile.BadZipFile, ValueError, NotImplementedError)
 _UNUSED = "num_batches_tracked"  # of PyTorch's batch norm; not used here
 ENDINGS = (".safetensors", ".pt")
 _LONGEST_HEADER = 100_000_000  # bytes, in safetensors
+_SIGN = "hpcgnn"  # marks a file as ours, so that it may be replaced
 
 
 def outer_names(names: Collection[str]) -> dict[str, str]:
@@ -271,6 +274,8 @@ def _save(state: dict[str, Tensor], out: Path) -> None:
     if out.suffix == ".pt":
         buffer = io.BytesIO()
         torch.save(state, buffer)
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr(f"archive/{_SIGN}", __version__)  # torch.load ignores it
         content = buffer.getvalue()
     else:
         try:
@@ -279,7 +284,7 @@ def _save(state: dict[str, Tensor], out: Path) -> None:
             raise InputError(
                 "needs safetensors: pip install safetensors, or name a .pt file", file=out
             ) from None
-        content = safetensors.torch.save(state, metadata={"format": "pt"})
+        content = safetensors.torch.save(state, metadata={"format": "pt", _SIGN: __version__})
     with atomic.claim(out) as temporary:
         try:
             with temporary.open("wb") as file:
@@ -292,14 +297,15 @@ def _save(state: dict[str, Tensor], out: Path) -> None:
 
 
 def format_of_weights(path: Path) -> str | None:
-    """Return `schema.WEIGHTS` if the file looks like one of tensors by name."""
+    """Return `schema.WEIGHTS` if the file was written by `export`."""
     try:
         if path.suffix == ".pt":
             with zipfile.ZipFile(path) as archive:
-                ours = any(name.endswith("/data.pkl") for name in archive.namelist())
+                ours = any(name.endswith(f"/{_SIGN}") for name in archive.namelist())
             return WEIGHTS if ours else None
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            return WEIGHTS if 2 <= length < _LONGEST_HEADER and file.read(1) == b"{" else None
-    except (OSError, *_NO_ARCHIVE):
+            header = json.loads(file.read(length)) if length < _LONGEST_HEADER else {}
+        return WEIGHTS if _SIGN in header["__metadata__"] else None
+    except (OSError, KeyError, TypeError, RecursionError, *_NO_ARCHIVE):
         return None

@@ -122,7 +122,11 @@ def test_out_of_memory_is_one_line(faulty, fault):
 
 @pytest.mark.parametrize(
     ("fault", "number"),
-    [("interrupted", signal.SIGINT), ("terminated_while_waiting", signal.SIGTERM)],
+    [
+        ("interrupted", signal.SIGINT),
+        ("interrupted_twice", signal.SIGINT),
+        ("terminated_while_waiting", signal.SIGTERM),
+    ],
 )
 def test_signals_end_the_job_quietly(faulty, fault, number):
     outcome = faulty(fault)

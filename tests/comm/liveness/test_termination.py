@@ -49,6 +49,20 @@ def test_signals_raise_at_once_outside_library_calls(number, error):
 
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
+def test_a_copy_of_a_signal_does_not_interrupt_what_cleans_up(number, error):
+    cleaned = []
+    with terminable(), pytest.raises(error):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            cleaned.append(number)
+    assert cleaned == [number]
+
+
+@pytest.mark.parametrize(("number", "error"), SIGNALS)
 def test_a_held_signal_is_raised_after_the_library_call(number, error):
     done = []
     with terminable(), pytest.raises(error):

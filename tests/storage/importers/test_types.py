@@ -17,7 +17,10 @@ from hpcgnn.cli import convert as convert_verb
 from hpcgnn.cli import partition, predict, train
 from hpcgnn.cli.main import main
 from hpcgnn.comm.agreement import agreed
+from hpcgnn.graph.kinds import KindNames
+from hpcgnn.partition.load import load_partition
 from hpcgnn.storage.read.graph_file import GraphFile
+from hpcgnn.train.predict import read_checkpoint
 from hpcgnn.train.weights import export
 from tests.cli.verbs import call
 from tests.late import Late
@@ -175,6 +178,10 @@ def test_a_relational_model_learns_on_several_node_types(comm, shared_path, mode
         "--run-dir",
         out,
     )
+    kinds = KindNames(tuple(sorted(COUNTS)), tuple(", ".join(name) for name in sorted(TRIPLES)))
+    assert load_partition(parts, comm).kinds == kinds == read_checkpoint(out, comm)[1].kinds
+    if comm.size == 1:
+        assert load_partition(graph, comm).kinds == kinds
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert len(losses) == 15 and losses[-1] < 0.1 * losses[0]

@@ -14,15 +14,15 @@ from hpcgnn.train.plan.buffer import check_buffer
 from hpcgnn.train.plan.shapes import shape_of
 from tests.graphs import distribute, random_graph
 
-WIDE = {"layers": 2, "hidden": 24, "heads": 2, "epochs": 1, "prefetch": 64}
+WIDE = {"layers": 2, "hidden": 27, "heads": 3, "epochs": 1, "prefetch": 64}
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("kind", ["gcn", "gat", "gatv2", "sgc"])
-@pytest.mark.parametrize("mode", ["sar", "sa"])
-def test_the_least_buffer_of_a_model(comm, shared_path, kind, mode):
+@pytest.mark.parametrize("kind", ["gcn", "gat", "gatv2", "sgc", "transformer", "rgcn"])
+@pytest.mark.parametrize(("mode", "precision"), [("sar", "fp32"), ("sa", "fp32"), ("sar", "bf16")])
+def test_the_least_buffer_of_a_model(comm, shared_path, kind, mode, precision):
     whole = random_graph(60, 400, seed=1, width=40, num_relations=2)
-    config = Config.of(model=kind, mode=mode, halo_buffer="4096", **WIDE)
+    config = Config.of(model=kind, mode=mode, precision=precision, halo_buffer="4096", **WIDE)
     graph = distribute(whole, comm, halo_buffer=4096, prefetch=64, mode=mode)
     shape = replace(shape_of(graph), ranks=comm.size)
     if comm.size == 1:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +170,8 @@ def end_job(comm: Ranks, error: BaseException) -> int:
 
 def _end_together(comm: Ranks, error: BaseException, failure: Failure) -> None:
     """Return if all ranks end in agreement; otherwise end them."""
-    if comm.size > 1:
-        _handle_signals(signal.SIG_DFL)  # the stack is unwound already
+    if comm.size > 1:  # if a signal ended this rank now, the launcher would return its bare number
+        _handle_signals(lambda number, _: abort(comm, 128 + number))
     comm.location.failing = f"{failure.kind.__name__} {failure.line}"
     flush_output()
     agreed = _agreement(comm, error)
@@ -197,7 +198,7 @@ def _agreement(comm: Ranks, error: BaseException) -> Agreed | None:
     return surprise[1] if surprise is not None and surprise[0] is error else None
 
 
-def _handle_signals(handler: signal.Handlers) -> None:
+def _handle_signals(handler: signal.Handlers | Callable[[int, Any], NoReturn]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number in ENDING:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:

@@ -6,10 +6,12 @@ once, and again if Python reports that it had to drop the exception.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -19,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _AGAIN_SECONDS = 0.01
+_SAME_SECONDS = 0.5  # copies of a signal arrive within this time
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 
 
@@ -52,6 +55,7 @@ class Handler:
 
     def __init__(self) -> None:
         self.waiting = 0
+        self._raised = -math.inf  # when
         self._holds = 0
         self._delivered: threading.Event | None = None  # ends the thread that delivers again
 
@@ -65,8 +69,10 @@ class Handler:
                 self.deliver_again(number)
                 return
             inner = inner.f_back
-        self.waiting = number
-        self.raise_waiting()
+        # Another copy, such as the launcher's of a Ctrl-C, would interrupt what removes files.
+        if time.monotonic() - self._raised >= _SAME_SECONDS:
+            self.waiting = number
+            self.raise_waiting()
 
     def enter(self) -> None:
         self._holds += 1
@@ -82,11 +88,12 @@ class Handler:
             self._delivered.set()
             self._delivered = None
         if number:
+            self._raised = time.monotonic()
             raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def deliver_again(self, number: int) -> None:
         """Keep the signal waiting, and send it again until it could be raised."""
-        self.waiting = number
+        self.waiting, self._raised = number, -math.inf
         if self._delivered is None:
             self._delivered = threading.Event()
             arguments = (number, self._delivered)

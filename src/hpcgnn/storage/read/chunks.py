@@ -22,7 +22,7 @@ _CHECKSUM_BYTES = 4
 _FREE_BYTES = 16 << 20  # a chunk of so many bytes may be larger than its dataset
 _SMALL_BYTES = 4096
 _READABLE, _PACKED = 1, 2  # states of chunks; 0: absent
-_MOST_SMALL = 1 << 16  # chunks below `_SMALL_BYTES`
+_MOST_SMALL = 1 << 12  # chunks below `_SMALL_BYTES`: reading takes 6 KB of memory for each
 _PIECE = 1 << 17
 _OURS = (
     (h5z.FILTER_FLETCHER32,),

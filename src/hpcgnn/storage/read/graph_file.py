@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcgnn.graph.kinds import KindNames
 from hpcgnn.storage import checks, schema
 from hpcgnn.storage.encoding import Encoding
 from hpcgnn.storage.fingerprint import to_hex
@@ -103,6 +104,11 @@ class GraphFile(FormatFile):
     def read_encoding(self) -> Encoding | None:
         """Return how the tables that the graph was made from were encoded, or None."""
         return read_encoding(self._encoding)
+
+    def kinds(self) -> KindNames:
+        """Return the names of node types and relations, as far as the file has them."""
+        encoding = self.read_encoding() if self.num_relations else None
+        return KindNames.of(self.config, [] if encoding is None else encoding.relations)
 
     def read_indptr(self, lo: int, hi: int) -> np.ndarray:
         """Return row pointers `lo .. hi` (both included), not rebased: int64 [hi-lo+1]."""

@@ -17,6 +17,7 @@ from hpcgnn.comm.transport.choice import choose_transport
 from hpcgnn.errors import InputError
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import SparseRows
+from hpcgnn.graph.kinds import KindNames
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
 from hpcgnn.settings import check_path
@@ -130,6 +131,7 @@ def assemble(
         num_relations=int(header.get("num_relations", 0)),
         num_types=int(header.get("num_types", 0)),
         graph_fingerprint=str(header.get("graph_fingerprint", "")),
+        kinds=KindNames.of(header.get("config", {})),
         file=None if path is None else Path(path).absolute(),
     )
 

@@ -7,7 +7,8 @@
                                        shape of each array, and of one row of those below
     sharded/<part>/ids, .../<name>     rows that only one rank owns (learned embeddings), with the
                                        node of each row
-Attributes: epoch, config, progress, task, fingerprints of graph and content.
+Attributes: epoch, config, progress, task, names of node types and relations, fingerprints of graph
+and content.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.graph.kinds import KindNames
 from hpcgnn.storage.checks import nesting
 from hpcgnn.storage.fingerprint import MASK, fingerprint, to_hex
 from hpcgnn.storage.read.partition_file import MAX_PARTS
@@ -73,6 +75,7 @@ class Checkpoint:
     rows: Forms = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)  # `Task.stored`, empty in older files
     model_file: dict[str, Any] = field(default_factory=dict)  # `ModelFile.stored`, of the user's
+    kinds: KindNames = field(default_factory=KindNames)  # of the graph, unknown in older files
     state: dict[str, Any] = field(default_factory=dict)  # plain values
 
     def attributes(self, content: int) -> dict[str, int | str | dict]:
@@ -86,6 +89,7 @@ class Checkpoint:
             "progress": self.progress,
             **({"task": self.task} if self.task else {}),
             **({"model_file": self.model_file} if self.model_file else {}),
+            **({"kinds": kinds} if (kinds := self.kinds.stored()) else {}),
             "fingerprint": to_hex(content),
         }
 
@@ -185,6 +189,7 @@ def read(path: str | Path) -> Checkpoint:
             rows=rows,
             task=task,
             model_file=reader.json("model_file") if "model_file" in reader.attributes else {},
+            kinds=KindNames.of(reader.json("kinds") if "kinds" in reader.attributes else {}),
             state=state,
         )
     if complete and not {_ROWS, _FORMS} <= state.keys():
