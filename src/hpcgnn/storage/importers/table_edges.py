@@ -153,9 +153,8 @@ def _ends(table: TableFile, options: TableOptions) -> tuple[str, str]:
         return source, target
     if source or target:
         raise InputError("give both --source and --target", file=table.path)
-    fitting = [pair for pair in _ENDS if set(pair) <= set(table.names)]
-    if len(fitting) == 1:
-        return fitting[0]
+    if usual := usual_ends(table.names):
+        return usual
     known = ", ".join(table.names[:40])
     if len(table.names) == 1:
         known += " only (--delimiter C, if another character separates them)"
@@ -164,6 +163,12 @@ def _ends(table: TableFile, options: TableOptions) -> tuple[str, str]:
         " --source A --target B",
         file=table.path,
     )
+
+
+def usual_ends(names: list[str]) -> tuple[str, str] | None:
+    """Return the columns of source and target if exactly one pair has usual names."""
+    fitting = [pair for pair in _ENDS if set(pair) <= set(names)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _check_labels(tables: list[TableFile], columns: EdgeColumns, options: TableOptions) -> None:

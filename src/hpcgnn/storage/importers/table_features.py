@@ -20,7 +20,6 @@ from hpcgnn.storage.importers import cells
 from hpcgnn.storage.importers.table_batches import Batch, to_numpy
 from hpcgnn.storage.importers.table_files import TableFile
 from hpcgnn.storage.importers.table_values import strange
-from hpcgnn.storage.importers.text_table import TextTable
 
 MAX_CATEGORIES = 1 << 12
 _ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
@@ -317,8 +316,7 @@ class Names:
             return Names(name, cells.TEXT)
         refuse_commas(tables, name)
         kind = merged_kind(tables, name)
-        text = [table for table in tables if isinstance(table, TextTable)]
-        padded = any(name in t.names and not t.is_canonical(name) for t in text)
+        padded = any(name in t.names and not t.is_canonical(name) for t in tables)
         return Names(name, cells.TEXT if kind == cells.INTEGER and padded else kind)
 
     def texts(self, batch: Batch) -> pa.Array:

@@ -72,13 +72,19 @@ def node_columns(tables: list[TableFile], options: TableOptions, file: Path) -> 
 
 
 def _id_column(table: TableFile) -> str:
-    fitting = [name for name in ("id", "node", "node_id") if name in table.names]
-    if len(fitting) != 1:
+    found = usual_id(table.names)
+    if found is None:
         known = ", ".join(table.names[:40])
         raise InputError(
             f"has columns {known}: choose the one with the nodes' ids with --id", file=table.path
         )
-    return fitting[0]
+    return found
+
+
+def usual_id(names: list[str]) -> str | None:
+    """Return the column of ids if exactly one has a usual name."""
+    fitting = [name for name in ("id", "node", "node_id") if name in names]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _refuse_options(options: TableOptions) -> None:
