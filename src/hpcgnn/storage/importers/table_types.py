@@ -383,11 +383,13 @@ def _label(
     """
     named = {one.keys["ntype"]: one.keys["label"] for one in nodes if "label" in one.keys}
     wanted = chosen.label if chosen.label or named else chosen.choice("label")
+    only = None if chosen.label else chosen.choice("label_type")
     if wanted is not None:
         named = {
             one.keys["ntype"]: wanted
             for one in nodes
-            if any(name in table.names for table in one.tables for name in listed(wanted))
+            if only in (None, one.keys["ntype"])
+            and any(name in table.names for table in one.tables for name in listed(wanted))
         }
     if len(named) > 1:
         raise InputError(

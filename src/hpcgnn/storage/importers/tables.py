@@ -156,6 +156,7 @@ class _Reading:
                 "edge_label": ",".join(self.ends.labels) or None,
                 "id": self.columns.id,
                 "label": self.columns.label,
+                "label_type": next((kind.name for kind in self.types if kind.labelled), None),
                 "features": self.columns.features,
             },
             missing=self.missing,
@@ -353,7 +354,8 @@ class _Reading:
                 nodes.ids = Column(self.file, "ids", self.store.ids())
             return nodes
         file = self.node_tables[0].path
-        nodes.ids = _Ids(file, str(self.columns.id), self._node_ids(), self)
+        of_ids = self.file if self.types else file
+        nodes.ids = _Ids(of_ids, str(self.columns.id), self._node_ids(), self)
         if self.columns.features:
             nodes.features = Column(file, "features", self._features())
         if self.types:
