@@ -208,6 +208,17 @@ def test_tables_that_do_not_fit(refused, made, tmp_path):
     assert "--source is for tables of one type: name the columns" in refused(
         folder, "--source", "author_id"
     )
+    remedy = (
+        ": tables with names of their own, as for several types of nodes, are described in meta"
+    )
+    ends = ("--source", "author_id", "--target", "paper_id")
+    assert (
+        f"cites.csv: has columns citing, cited, but not author_id and paper_id{remedy}"
+        in refused(folder / "writes.parquet", folder / "cites.csv", *ends)
+    )
+    nodes = ("--nodes", folder / "users.csv", folder / "papers.parquet", "--id", "user")
+    text = refused(folder / "writes.parquet", *map(str, nodes), *ends)
+    assert f"but not user{remedy}" in text
     first = made(folder)
     swap(folder, "[user, located, country]", "[user, from, country]")
     text = "is no type of edges of the graph of --like (found 'user-from-country')"

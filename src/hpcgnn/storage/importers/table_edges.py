@@ -14,6 +14,7 @@ from hpcgnn.storage.importers.table_features import (
     class_codes,
     expand,
     merged_kind,
+    require_alike,
     require_columns,
 )
 from hpcgnn.storage.importers.table_files import TableFile
@@ -136,6 +137,7 @@ def edge_columns(tables: list[TableFile], options: TableOptions, weights: bool) 
     if both:
         raise InputError("is both a feature and something else", file=first.path, value=both[0])
     required = [n for n in (source, target, out.weight, out.relation, *out.features) if n]
+    require_alike(tables, [source, target])
     for table in tables:
         require_columns(table, required)
     _check_labels(tables, out, options)

@@ -72,6 +72,24 @@ def require_columns(table: Any, names: list[str]) -> None:
             raise InputError(f"has columns {shown}, {which}", file=table.path, value=name)
 
 
+def require_alike(tables: list[TableFile], names: list[str]) -> None:
+    """Check that no later table lacks all columns of ids, which must have the same names in all.
+
+    Raises:
+        InputError: one does; the error says how to describe tables with names of their own.
+    """
+    if not tables or not set(names) <= set(tables[0].names):
+        return
+    for table in tables[1:]:
+        if not set(names) & set(table.names):
+            known = ", ".join(table.names[:40])
+            raise InputError(
+                f"has columns {known}, but not {' and '.join(names)}: tables with names of their "
+                "own, as for several types of nodes, are described in meta.yaml (docs/tables.md)",
+                file=table.path,
+            )
+
+
 def expand(patterns: list[str], table: TableFile, others: set[str]) -> list[str]:
     """Return the columns that these names and patterns, such as f*, match; never `others`.
 

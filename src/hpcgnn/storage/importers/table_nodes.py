@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.table_features import expand, require_columns
+from hpcgnn.storage.importers.table_features import expand, require_alike, require_columns
 from hpcgnn.storage.importers.table_files import TableFile
 from hpcgnn.storage.importers.table_options import TableOptions, listed
 from hpcgnn.storage.importers.table_values import check_split_columns
@@ -58,6 +58,7 @@ def node_columns(tables: list[TableFile], options: TableOptions, file: Path) -> 
     patterns = options.choices("features")
     if patterns:
         out.features = expand(patterns, first, others)
+    require_alike(tables, [out.id])
     for table in tables:
         require_columns(table, [out.id, *out.features])
     for name in sorted(others - {out.id}):
