@@ -54,7 +54,7 @@ def test_the_commands_of_the_tables_page_run(comm, shared_path, monkeypatch, cap
     monkeypatch.chdir(shared_path)
     truth = write_tables(np.random.default_rng(0)) if comm.rank == 0 else {}
     comm.barrier()
-    (script,) = (code for remark, code in blocks("sh", "docs/tables.md") if not remark)
+    script = blocks("sh", "docs/tables.md")[0][1]
     commands = [shlex.split(line) for line in script.replace("\\\n", " ").splitlines()]
     assert len(commands) <= 6 and all(command[0] == "hpcgnn" for command in commands)
     assert all(len(command.splitlines()) <= 2 for command in re.split(r"(?<!\\)\n", script))
@@ -143,7 +143,7 @@ def test_edge_classes_are_predicted_by_name(comm, shared_path, monkeypatch):
         Path("payments.csv").write_text("payer,payee,verdict\n" + "".join(rows))
         people = "".join(f"acct{k},{rng.normal():.3f},1\n" for k in range(30))
         Path("accounts.csv").write_text("id,x1,x2\n" + people)
-        (script,) = (code for remark, code in blocks("sh", "docs/tables.md") if remark)
+        script = blocks("sh", "docs/tables.md")[2][1]
         command = shlex.split(script.replace("\\\n", " ").splitlines()[0])
         assert command[:2] == ["hpcgnn", "convert"] and "--edge-label" in command
         call_alone(import_module("hpcgnn.cli.convert"), *command[2:])
@@ -172,6 +172,69 @@ def test_edge_classes_are_predicted_by_name(comm, shared_path, monkeypatch):
         for row in rows:
             shares = {kind: float(row[f"probability_{kind}"]) for kind in ("fine", "fraud")}
             assert row["class"] == max(shares, key=lambda kind: shares[kind])
+
+
+@pytest.mark.mpi
+def test_the_commands_for_tables_by_type_run(comm, shared_path, monkeypatch, capsys):
+    """Papers cite papers of their topic; the graph is also cut for several ranks."""
+    monkeypatch.chdir(shared_path)
+    rng = np.random.default_rng(0)
+    topics = rng.integers(0, 3, 300)
+    if comm.rank == 0:
+        ((_, meta),) = blocks("yaml", "docs/tables.md")
+        write_typed_tables(Path("papers"), meta, topics, rng)
+    comm.barrier()
+    script = blocks("sh", "docs/tables.md")[1][1]
+    for line in script.splitlines():
+        _, name, *arguments = shlex.split(line)
+        verb = import_module(f"hpcgnn.cli.{name}")
+        if name == "predict" and comm.size > 1:
+            arguments[0] = "parts.h5"
+        if verb.PARALLEL:
+            call(comm, verb, *arguments)
+        elif comm.rank == 0:
+            call_alone(verb, *arguments)
+        comm.barrier()
+        if name == "convert" and comm.size > 1:
+            partition = import_module("hpcgnn.cli.partition")
+            call(comm, partition, "graph.h5", "--method", "random", "-o", "parts.h5")
+    if comm.rank:
+        return
+    with Path("predictions.csv").open(newline="") as file:
+        found = {row["original_id"]: row["class"] for row in csv.DictReader(file)}
+    assert {name.split("/")[0] for name in found} == {"user", "paper", "country"}
+    right = [found[f"paper/{k}"] == f"topic {topic}" for k, topic in enumerate(topics)]
+    assert np.mean(right) > 0.8
+    call_alone(import_module("hpcgnn.cli.info"), "graph.h5")
+    said = capsys.readouterr().out
+    assert re.search(r"^  features of user +age, kind=a, kind=b$", said, re.MULTILINE)
+
+
+def write_typed_tables(
+    folder: Path, meta: str, topics: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Write the tables that docs/tables.md describes, into a new folder."""
+    folder.mkdir()
+    (folder / "meta.yaml").write_text(meta)
+    users, number = [f"u{k}" for k in range(40)], len(topics)
+    writers = rng.choice(users, 500)
+    written = pa.table({"author_id": writers, "paper_id": rng.integers(0, number, 500)})
+    pq.write_table(written, folder / "writes.parquet")
+    ends = rng.integers(0, number, (6000, 2))
+    ends = ends[topics[ends[:, 0]] == topics[ends[:, 1]]]
+    cited = pa.table({"citing": ends[:, 0], "cited": ends[:, 1]})
+    pq.write_table(cited, folder / "cites.parquet")
+    homes = "".join(f"{user},{rng.choice(['de', 'fr'])}\n" for user in users)
+    (folder / "located.csv").write_text("user,country\n" + homes)
+    people = "".join(f"{u},{k},{'ab'[k % 2]}\n" for k, u in enumerate(users))
+    (folder / "users.csv").write_text("user,age,kind\n" + people)
+    values = rng.normal(size=(number, 3)) + 2 * np.eye(3)[topics]
+    known = rng.random(number) < 0.5
+    rows = (
+        f"{k},{f'topic {topic}' if known[k] else ''},{','.join(map(str, values[k]))}\n"
+        for k, topic in enumerate(topics)
+    )
+    (folder / "papers.csv").write_text("paper,topic,x1,x2,x3\n" + "".join(rows))
 
 
 def call_alone(verb, *arguments: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from hpcgnn.cli import main
+from hpcgnn.report import summary
+from hpcgnn.report.run import read_run
 
 
 def record(epoch: int, valid: float | None, seconds: float) -> dict:
@@ -176,3 +179,17 @@ def test_a_broken_matplotlib_only_prevents_the_page(run_dir):
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0 and "finished" in ended.stdout
     assert "no page: matplotlib can't be loaded" in ended.stderr and ended.stderr.count("\n") == 1
+
+
+def test_a_comparison_gives_the_number_of_ranks_since_the_last_start(run_dir, tmp_path, capsys):
+    runs = {}
+    for name, starts in (("one", [1]), ("grown", [1, 4]), ("unknown", [])):
+        runs[name] = shutil.copytree(run_dir, tmp_path.parent / f"{tmp_path.name}-{name}")
+        lines = [json.dumps({"from_epoch": k, "ranks": ranks}) for k, ranks in enumerate(starts)]
+        (runs[name] / "starts.jsonl").write_text("\n".join(lines) + "\n")
+    assert main.main(["report", *map(str, runs.values()), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert [run["ranks"] for run in content] == [1, 4, None]
+    lines = summary.comparison([read_run(run) for run in runs.values()])
+    place = lines[0].split().index("ranks")
+    assert [line.split()[place] for line in lines[1:4]] == ["1", "4", "-"]

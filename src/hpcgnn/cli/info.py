@@ -85,6 +85,10 @@ def _texts(file: GraphFile | PartitionFile) -> dict[str, Any]:
             "edge features": edge_features,
             "relations": encoding.relations,
             "edge classes": encoding.edge_classes,
+            **{
+                f"features of {kind}": [name for column in columns for name in column.names()]
+                for kind, columns in encoding.typed_features.items()
+            },
             "columns": {name: value for name, value in encoding.options.items() if value},
         }
     return found

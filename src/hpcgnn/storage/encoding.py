@@ -18,6 +18,12 @@ from hpcgnn.storage.checks import Place
 MAX_BYTES = 256 << 20
 NUMBER, CATEGORY, VECTOR = "number", "category", "vector"
 _KINDS = (NUMBER, CATEGORY, VECTOR)
+_LATER: dict[str, Any] = {  # absent in files of earlier versions
+    "edge_classes": [],
+    "node_types": [],
+    "edge_types": [],
+    "typed_features": {},
+}
 
 
 @dataclass
@@ -64,6 +70,9 @@ class Encoding:
         edge_classes: names of the classes of edges, as in `classes`.
         missing: "refuse", "zero" or "mean".
         like: fingerprint of the graph whose encoding was followed; empty if none was.
+        node_types, edge_types: for tables by type, the names of the types 0, 1, ... of nodes, and
+            source type, relation and target type of the relations 0, 1, ...
+        typed_features: for tables by type, the encoded columns of each type in place of `features`.
     """
 
     ids: str = "integer"
@@ -75,6 +84,9 @@ class Encoding:
     edge_classes: list[str] = field(default_factory=list)
     missing: str = "refuse"
     like: str = ""
+    node_types: list[str] = field(default_factory=list)
+    edge_types: list[list[str]] = field(default_factory=list)
+    typed_features: dict[str, list[EncodedColumn]] = field(default_factory=dict)
 
     def to_array(self) -> np.ndarray:
         """Return the encoding as JSON: uint8 [n]."""
@@ -89,10 +101,14 @@ class Encoding:
             InputError: the data are not a valid encoding.
         """
         try:
-            found = {"edge_classes": []} | json.loads(data.tobytes())  # absent in earlier files
+            found = _LATER | json.loads(data.tobytes())
             found = {name.name: found[name.name] for name in fields(cls)}
             for name in ("features", "edge_features"):
                 found[name] = [EncodedColumn(**column) for column in found[name]]
+            found["typed_features"] = {
+                kind: [EncodedColumn(**column) for column in columns]
+                for kind, columns in found["typed_features"].items()
+            }
             encoding = cls(**found)
             encoding._check()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -100,7 +116,7 @@ class Encoding:
         return encoding
 
     def _check(self) -> None:
-        for columns in (self.features, self.edge_features):
+        for columns in (self.features, self.edge_features, *self.typed_features.values()):
             for column in columns:
                 _require(column.kind in _KINDS and isinstance(column.name, str), "kind of a column")
                 _require(_are_texts(column.values), "values of a column")
@@ -110,8 +126,13 @@ class Encoding:
                 wanted = len(column.values) if column.kind == CATEGORY else column.width
                 _require(column.width == wanted, "width")
         _require(self.ids in ("text", "integer"), "ids")
-        named = (self.classes, self.relations, self.edge_classes)
+        named = (self.classes, self.relations, self.edge_classes, self.node_types)
         _require(all(_are_texts(names) for names in named), "names")
+        _require(isinstance(self.edge_types, list), "types of edges")
+        _require(
+            all(_are_texts(one) and len(one) == 3 for one in self.edge_types), "types of edges"
+        )
+        _require(set(self.typed_features) <= set(self.node_types), "types of nodes")
         _require(isinstance(self.options, dict), "options")
         for value in self.options.values():
             _require(value is None or isinstance(value, str) or _are_texts(value), "options")

@@ -180,7 +180,7 @@ def test_dgl_csv_folders(convert, refused, tmp_path):
     (folder / "meta.yaml").write_text(meta + "- file_name: ../nodes_0.csv\n")
     assert "names a file outside its folder" in refused(folder)
     (folder / "meta.yaml").write_text(meta + "- file_name: a.csv\n- file_name: b.csv\n")
-    assert "has several types of nodes or edges" in refused(folder)
+    assert "names several tables of nodes or edges: add etype" in refused(folder)
 
 
 @pytest.mark.parametrize("ending", ["graphml", "gexf"])

@@ -104,4 +104,4 @@ def test_ambiguous_columns_are_refused(convert, refused, tmp_path, capfd):
     (tmp_path / "parts").mkdir()
     write(tmp_path / "parts" / "0.parquet", src=[0], dst=[1])
     write(tmp_path / "parts" / "1.parquet", a=[0], b=[1])
-    assert "1.parquet: has columns a, b, but not this one" in refused(tmp_path / "parts")
+    assert "1.parquet: has columns a, b, but not src and dst" in refused(tmp_path / "parts")

@@ -48,6 +48,7 @@ _REMEDIES = {
     ".zip": "unpack it",
     ".xlsx": "save the sheet as CSV",
     ".xls": "save the sheet as CSV",
+    ".yaml": "name the folder of meta.yaml",
 } | dict.fromkeys(
     (".arrow", ".feather", ".orc", ".json", ".jsonl", ".avro", ".pkl"), "store Parquet or CSV"
 )
@@ -137,7 +138,7 @@ def _guess(path: Path) -> str:
 
 def prepare(format: str) -> int:
     """Load the libraries that a format needs; return the bytes of memory that they use."""
-    if format not in ("parquet", "table"):
+    if format not in ("parquet", "table", "dgl"):
         return 0
     from hpcgnn.storage.importers import tables  # noqa: F401 - takes a second, and 20 MB
 

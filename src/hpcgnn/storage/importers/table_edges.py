@@ -14,6 +14,7 @@ from hpcgnn.storage.importers.table_features import (
     class_codes,
     expand,
     merged_kind,
+    require_alike,
     require_columns,
 )
 from hpcgnn.storage.importers.table_files import TableFile
@@ -136,6 +137,7 @@ def edge_columns(tables: list[TableFile], options: TableOptions, weights: bool) 
     if both:
         raise InputError("is both a feature and something else", file=first.path, value=both[0])
     required = [n for n in (source, target, out.weight, out.relation, *out.features) if n]
+    require_alike(tables, [source, target])
     for table in tables:
         require_columns(table, required)
     _check_labels(tables, out, options)
@@ -153,9 +155,8 @@ def _ends(table: TableFile, options: TableOptions) -> tuple[str, str]:
         return source, target
     if source or target:
         raise InputError("give both --source and --target", file=table.path)
-    fitting = [pair for pair in _ENDS if set(pair) <= set(table.names)]
-    if len(fitting) == 1:
-        return fitting[0]
+    if usual := usual_ends(table.names):
+        return usual
     known = ", ".join(table.names[:40])
     if len(table.names) == 1:
         known += " only (--delimiter C, if another character separates them)"
@@ -164,6 +165,12 @@ def _ends(table: TableFile, options: TableOptions) -> tuple[str, str]:
         " --source A --target B",
         file=table.path,
     )
+
+
+def usual_ends(names: list[str]) -> tuple[str, str] | None:
+    """Return the columns of source and target if exactly one pair has usual names."""
+    fitting = [pair for pair in _ENDS if set(pair) <= set(names)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _check_labels(tables: list[TableFile], columns: EdgeColumns, options: TableOptions) -> None:

@@ -20,7 +20,6 @@ from hpcgnn.storage.importers import cells
 from hpcgnn.storage.importers.table_batches import Batch, to_numpy
 from hpcgnn.storage.importers.table_files import TableFile
 from hpcgnn.storage.importers.table_values import strange
-from hpcgnn.storage.importers.text_table import TextTable
 
 MAX_CATEGORIES = 1 << 12
 _ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
@@ -71,6 +70,24 @@ def require_columns(table: Any, names: list[str]) -> None:
                 which += ": does it have another delimiter (--delimiter)?"
             shown = ", ".join(table.names[:40]) + (", ..." if len(table.names) > 40 else "")
             raise InputError(f"has columns {shown}, {which}", file=table.path, value=name)
+
+
+def require_alike(tables: list[TableFile], names: list[str]) -> None:
+    """Check that no later table lacks all columns of ids, which must have the same names in all.
+
+    Raises:
+        InputError: one does; the error says how to describe tables with names of their own.
+    """
+    if not tables or not set(names) <= set(tables[0].names):
+        return
+    for table in tables[1:]:
+        if not set(names) & set(table.names):
+            known = ", ".join(table.names[:40])
+            raise InputError(
+                f"has columns {known}, but not {' and '.join(names)}: tables with names of their "
+                "own, as for several types of nodes, are described in meta.yaml (docs/tables.md)",
+                file=table.path,
+            )
 
 
 def expand(patterns: list[str], table: TableFile, others: set[str]) -> list[str]:
@@ -317,8 +334,7 @@ class Names:
             return Names(name, cells.TEXT)
         refuse_commas(tables, name)
         kind = merged_kind(tables, name)
-        text = [table for table in tables if isinstance(table, TextTable)]
-        padded = any(name in t.names and not t.is_canonical(name) for t in text)
+        padded = any(name in t.names and not t.is_canonical(name) for t in tables)
         return Names(name, cells.TEXT if kind == cells.INTEGER and padded else kind)
 
     def texts(self, batch: Batch) -> pa.Array:

@@ -51,6 +51,9 @@ class TableFile(Protocol):
             InputError: the file is damaged, or a value is not of its kind.
         """
 
+    def is_canonical(self, name: str) -> bool:
+        """Return whether integers in the column are written without leading zeros or plus."""
+
 
 def open_tables(paths: list[Path], form: TextForm) -> list[TableFile]:
     """Return the tables in these files, and in the Parquet files of folders.
@@ -72,6 +75,19 @@ def open_tables(paths: list[Path], form: TextForm) -> list[TableFile]:
     return tables
 
 
+def unused_columns(tables: list[TableFile], used: set[str]) -> list[str]:
+    """Return the columns of these tables that are not used, those in the names of folders last."""
+    unused: list[str] = []
+    for table in tables:
+        named = [n or f"column {k + 1}, which has no name" for k, n in enumerate(table.names)]
+        unused += [n for n in named if n not in used and n not in unused]
+    for table in tables:
+        keys = getattr(table, "folder_keys", [])
+        folders = [f"{key} (in the names of folders)" for key in keys]
+        unused += sorted(name for name in folders if name not in unused)
+    return unused
+
+
 class ParquetTable:
     """A Parquet file, whose pages are checked against their checksums, if it has any."""
 
@@ -86,6 +102,9 @@ class ParquetTable:
             self.num_rows: int | None = table.metadata.num_rows
         self.names = list(schema.names)
         self.kinds = {field.name: kind_of(field.type) for field in schema}
+
+    def is_canonical(self, name: str) -> bool:
+        return True
 
     @contextmanager
     def _open(self) -> Iterator[Any]:

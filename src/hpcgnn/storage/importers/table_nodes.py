@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcgnn.errors import InputError
-from hpcgnn.storage.importers.table_features import expand, require_columns
+from hpcgnn.storage.importers.table_features import expand, require_alike, require_columns
 from hpcgnn.storage.importers.table_files import TableFile
 from hpcgnn.storage.importers.table_options import TableOptions, listed
 from hpcgnn.storage.importers.table_values import check_split_columns
@@ -58,6 +58,7 @@ def node_columns(tables: list[TableFile], options: TableOptions, file: Path) -> 
     patterns = options.choices("features")
     if patterns:
         out.features = expand(patterns, first, others)
+    require_alike(tables, [out.id])
     for table in tables:
         require_columns(table, [out.id, *out.features])
     for name in sorted(others - {out.id}):
@@ -72,13 +73,19 @@ def node_columns(tables: list[TableFile], options: TableOptions, file: Path) -> 
 
 
 def _id_column(table: TableFile) -> str:
-    fitting = [name for name in ("id", "node", "node_id") if name in table.names]
-    if len(fitting) != 1:
+    found = usual_id(table.names)
+    if found is None:
         known = ", ".join(table.names[:40])
         raise InputError(
             f"has columns {known}: choose the one with the nodes' ids with --id", file=table.path
         )
-    return fitting[0]
+    return found
+
+
+def usual_id(names: list[str]) -> str | None:
+    """Return the column of ids if exactly one has a usual name."""
+    fitting = [name for name in ("id", "node", "node_id") if name in names]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _refuse_options(options: TableOptions) -> None:

@@ -42,6 +42,7 @@ class TableOptions:
         id, label, features, split_column, split_time: columns of the nodes; several labels are
             separated by commas.
         label_values: labels are numbers to be predicted.
+        label_type: for tables by type, the type of nodes that has labels.
         split_ratio: shares of the labelled nodes for train, valid and test.
         seed: the seed of the split by ratio.
         categorical: columns whose numbers are names of categories.
@@ -64,6 +65,7 @@ class TableOptions:
     id: str | None = None
     label: str | None = None
     label_values: bool = False
+    label_type: str | None = None
     features: tuple[str, ...] = ()
     split_column: str | None = None
     split_time: str | None = None

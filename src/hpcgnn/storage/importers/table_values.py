@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import cells
-from hpcgnn.storage.importers.cells import TEXT
+from hpcgnn.storage.importers.cells import BOOLEAN, INTEGER, LIST, TEXT, TIME
 from hpcgnn.storage.importers.names import LONGEST
 from hpcgnn.storage.importers.source import Column, Over, as_ids
 from hpcgnn.storage.importers.table_batches import Batch, to_numpy
-from hpcgnn.storage.importers.table_files import TableFile
+from hpcgnn.storage.importers.table_files import ParquetTable, TableFile
 
 _MANY = 50  # with this many distinct numbers per text or more, the column has no categories
 _SETS = ("train", "valid", "test")
@@ -94,6 +94,25 @@ def integers(batch: Batch, name: str) -> np.ndarray:
         row = int(np.argmax(values >= 1 << 63))
         raise batch.error(name, row, cells.TOO_LARGE, int(values[row]))
     return as_ids(values, Column(batch.file, name, iter(())))
+
+
+def are_text(columns: list[tuple[TableFile, str]]) -> bool:
+    """Return whether these columns of ids are read as text, since some are no plain integers.
+
+    Raises:
+        InputError: a column of a Parquet file holds booleans, times or lists.
+    """
+    kinds = [table.kinds[name] for table, name in columns]
+    for (table, name), kind in zip(columns, kinds, strict=True):
+        if kind in (BOOLEAN, TIME, LIST) and isinstance(table, ParquetTable):
+            raise InputError(
+                "must hold integers or texts, not booleans, times or lists",
+                file=table.path,
+                dataset=name,
+            )
+    return bool({TEXT, TIME, LIST} & set(kinds)) or any(
+        table.kinds[name] == INTEGER and not table.is_canonical(name) for table, name in columns
+    )
 
 
 def null(batch: Batch, name: str) -> InputError:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import EncodedColumn, Encoding
-from hpcgnn.storage.importers.cells import BOOLEAN, INTEGER, LIST, NUMBER, TEXT, TIME
+from hpcgnn.storage.importers.cells import INTEGER, NUMBER, TEXT, TIME
 from hpcgnn.storage.importers.made_split import split_chunks
 from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.source import (
@@ -38,11 +38,14 @@ from hpcgnn.storage.importers.table_features import (
     odd_values,
     plan,
     read_kind,
+    require_columns,
 )
-from hpcgnn.storage.importers.table_files import TableFile, open_tables
+from hpcgnn.storage.importers.table_files import TableFile, open_tables, unused_columns
 from hpcgnn.storage.importers.table_nodes import node_columns
 from hpcgnn.storage.importers.table_options import TableOptions
+from hpcgnn.storage.importers.table_types import ID, FoundNodes, NodeType, Typed
 from hpcgnn.storage.importers.table_values import (
+    are_text,
     batches,
     check_length,
     check_split_columns,
@@ -52,7 +55,8 @@ from hpcgnn.storage.importers.table_values import (
     numbers,
     split_codes,
 )
-from hpcgnn.storage.importers.text_table import TextTable
+
+_ROWS = 1 << 18
 
 
 def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions) -> Source:
@@ -73,13 +77,22 @@ def source_of(
     nodes: list[TableFile],
     tables: TableOptions,
     options: ImportOptions,
+    typed: Typed | None = None,
 ) -> Source:
     """Return the graph in these tables; `file` is the file that errors name.
+
+    Args:
+        typed: the tables of several types, in which case `nodes` is empty.
 
     Raises:
         InputError: as in `read_tables`.
     """
-    reading = _Reading(file, edges, nodes, tables, options)
+    like = tables.like
+    if like is not None and bool(like.node_types) != (typed is not None):
+        made = "by type" if like.node_types else "of one type"
+        text = f"the graph of --like was made from tables {made}: describe these alike in meta.yaml"
+        raise InputError(text, file=file)
+    reading = _Reading(file, edges, nodes, tables, options, typed)
     source = Source(
         file,
         reading.edges(),
@@ -89,6 +102,10 @@ def source_of(
         encoding=reading.encoding,
         begin=reading.begin,
     )
+    if typed is not None:
+        encoding = reading.encoding
+        source.num_relations = len(encoding.relations)
+        source.type_names = {"node_types": encoding.node_types, "edge_types": encoding.edge_types}
     source.notes += reading.notes
     return source
 
@@ -103,23 +120,30 @@ class _Reading:
         nodes: list[TableFile],
         tables: TableOptions,
         options: ImportOptions,
+        typed: Typed | None,
     ) -> None:
         self.options, self._over = tables, options.over
         self.file = file
-        self.edge_tables, self.node_tables = edges, nodes
+        self.types = [] if typed is None else typed.types
+        self.edge_tables = edges
+        self.node_tables = nodes or [table for kind in self.types for table in kind.visible()]
         like = tables.like
         self.missing = tables.missing or (like.missing if like else "refuse")
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if typed is None else list(typed.notes)
         self.ends = edge_columns(edges, tables, options.weights)
         check_split_columns(self.ends.split, file, "--edge-split-column")
-        self.columns = node_columns(nodes, tables, file)
+        self.columns = node_columns(self.node_tables, tables, file)
         self.text = self._ids_are_text()
         self.store = NameStore(self.file, options.limit) if self.text else None
         self.edge_plan = self._plan(self.ends.features, edges, "edge features")
         self.node_plan = self._plan(self.columns.features, self.node_tables, "features")
+        for kind in self.types:
+            kind.plan = self._typed_plan(kind)
         plain = len(self.columns.labels) == 1 and not self.options.label_values
         self.labels = (
-            Names.of(str(self.columns.label), nodes, tables.categorical) if plain else None
+            Names.of(str(self.columns.label), self.node_tables, tables.categorical)
+            if plain
+            else None
         )
         self.encoding = Encoding(
             ids=TEXT if self.text else INTEGER,
@@ -132,11 +156,16 @@ class _Reading:
                 "edge_label": ",".join(self.ends.labels) or None,
                 "id": self.columns.id,
                 "label": self.columns.label,
+                "label_type": next((kind.name for kind in self.types if kind.labelled), None),
                 "features": self.columns.features,
             },
             missing=self.missing,
             like=like.like if like else "",
         )
+        if typed is not None:
+            self.encoding.node_types = [kind.name for kind in self.types]
+            self.encoding.relations = list(typed.relations)
+            self.encoding.edge_types = list(typed.relations.values())
         self.nodes = self._node_columns()
         self._name_ignored()
 
@@ -145,22 +174,7 @@ class _Reading:
             return self.options.like.ids == TEXT
         columns = [(t, n) for t in self.edge_tables for n in (self.ends.source, self.ends.target)]
         columns += [(table, str(self.columns.id)) for table in self.node_tables]
-        kinds = [table.kinds[str(name)] for table, name in columns]
-        for (table, name), kind in zip(columns, kinds, strict=True):
-            if kind in (BOOLEAN, TIME, LIST) and not isinstance(table, TextTable):
-                raise InputError(
-                    "must hold integers or texts, not booleans, times or lists",
-                    file=table.path,
-                    dataset=str(name),
-                )
-        if self.options.text_ids or {TEXT, TIME, LIST} & set(kinds):
-            return True
-        return any(
-            isinstance(table, TextTable)
-            and table.kinds[str(name)] == INTEGER
-            and not table.is_canonical(str(name))
-            for table, name in columns
-        )
+        return are_text(columns) or self.options.text_ids
 
     def _plan(self, names: list[str], tables: list[TableFile], what: str) -> list[EncodedColumn]:
         like = self.options.like
@@ -174,21 +188,27 @@ class _Reading:
             )
         return plan(names, tables, list(self.options.categorical), what)
 
+    def _typed_plan(self, kind: NodeType) -> list[EncodedColumn]:
+        """Return how the columns of a type of nodes will become features."""
+        like = self.options.like
+        if like is None:
+            return plan(kind.columns(), kind.tables, list(self.options.categorical), "features")
+        known = like.typed_features.get(kind.name, [])
+        for table in kind.tables:
+            require_columns(table, [column.name for column in known])
+        return known
+
     def _name_ignored(self) -> None:
-        edge = self.ends.used()
-        node = self.columns.used()
-        for tables, used in ((self.edge_tables, edge), (self.node_tables, node)):
-            unused: list[str] = []
-            for table in tables:
-                named = [
-                    n or f"column {k + 1}, which has no name" for k, n in enumerate(table.names)
-                ]
-                unused += [n for n in named if n not in used and n not in unused]
-            for table in tables:
-                keys = getattr(table, "folder_keys", [])
-                folders = [f"{key} (in the names of folders)" for key in keys]
-                unused += sorted(name for name in folders if name not in unused)
-            if unused:
+        groups = [(self.edge_tables, self.ends.used())]
+        if self.types:
+            groups = [([table], self.ends.used()) for table in self.edge_tables]
+        else:
+            groups.append((self.node_tables, self.columns.used()))
+        for kind in self.types:
+            used = self.columns.used() if kind.labelled else {ID}
+            groups.append((kind.tables, used | {column.name for column in kind.plan}))
+        for tables, used in groups:
+            if unused := unused_columns(tables, used):
                 self.notes.append(NoteOn(tables[0].path, f"ignored: {', '.join(unused)}"))
 
     def begin(self, scratch: Scratch) -> None:
@@ -203,10 +223,14 @@ class _Reading:
         encoding, ends = self.encoding, self.ends
         of_nodes = [(self.labels, encoding.classes)]
         of_edges = [(ends.classes, encoding.edge_classes), (ends.relations, encoding.relations)]
-        for tables, features, names in (
+        groups = [
             (self.node_tables, encoding.features, of_nodes),
             (self.edge_tables, encoding.edge_features, of_edges),
-        ):
+        ]
+        nothing: list[tuple[Names | None, list[str]]] = []
+        for kind in self.types:
+            groups.append((kind.tables, encoding.typed_features.get(kind.name, []), nothing))
+        for tables, features, names in groups:
             notes = odd_values(tables, features, names, self.options.categorical)
             self.nodes.notes += [NoteOn(tables[0].path, note) for note in notes]
 
@@ -214,9 +238,13 @@ class _Reading:
         self._scratch = scratch
         if self.store is not None:
             self.store.begin(scratch)
+        for table in self.node_tables:
+            if isinstance(table, FoundNodes):
+                table.begin(scratch, self._over)
         like = self.options.like
         encoding = self.encoding
         if like is not None:
+            encoding.typed_features = like.typed_features
             encoding.features, encoding.edge_features = like.features, like.edge_features
             encoding.classes, encoding.relations = like.classes, like.relations
             encoding.edge_classes = like.edge_classes
@@ -226,11 +254,15 @@ class _Reading:
         )
         if len(self.columns.labels) > 1:
             encoding.classes = self.columns.labels
-        relations = self.ends.relations
+        for kind in self.types:
+            if kind.plan:
+                (encoding.typed_features[kind.name],) = self._fit(kind.tables, kind.plan)
+        relations = None if self.types else self.ends.relations
         texts = relations if relations and relations.kind == TEXT else None
-        encoding.edge_features, encoding.relations, encoding.edge_classes = self._fit(
+        encoding.edge_features, found, encoding.edge_classes = self._fit(
             self.edge_tables, self.edge_plan, texts, self.ends.classes
         )
+        encoding.relations = encoding.relations if self.types else found
         if len(self.ends.labels) > 1 and not self.options.edge_label_values:
             encoding.edge_classes = self.ends.labels
 
@@ -322,9 +354,16 @@ class _Reading:
                 nodes.ids = Column(self.file, "ids", self.store.ids())
             return nodes
         file = self.node_tables[0].path
-        nodes.ids = _Ids(file, str(self.columns.id), self._node_ids(), self)
+        of_ids = self.file if self.types else file
+        nodes.ids = _Ids(of_ids, str(self.columns.id), self._node_ids(), self)
         if self.columns.features:
             nodes.features = Column(file, "features", self._features())
+        if self.types:
+            nodes.types = Column(file, "types of the nodes", self._types())
+        for number, kind in enumerate(self.types):
+            if kind.plan:
+                path = kind.tables[0].path
+                nodes.typed_features[number] = Column(path, "features", self._features(kind))
         if self.columns.labels:
             nodes.labels = Column(file, str(self.columns.label), self._labels())
             several = "several" if len(self.columns.labels) > 1 else "classes"
@@ -341,8 +380,23 @@ class _Reading:
         return nodes
 
     def _node_ids(self) -> Iterator[np.ndarray]:
+        if not self.types:
+            yield from self._ids_in(self.node_tables)
+        for kind in self.types:
+            kind.count = 0
+            for ids in self._ids_in(kind.visible()):
+                kind.count += len(ids)
+                yield ids
+
+    def _types(self) -> Iterator[np.ndarray]:
+        """Yield the number of the type of each node; the ids must have been read."""
+        for number, kind in enumerate(self.types):
+            for low in range(0, kind.count, _ROWS):
+                yield np.full(min(_ROWS, kind.count - low), number)
+
+    def _ids_in(self, tables: list[TableFile]) -> Iterator[np.ndarray]:
         name = str(self.columns.id)
-        for batch in self._batches(self.node_tables, {name: TEXT if self.text else INTEGER}):
+        for batch in self._batches(tables, {name: TEXT if self.text else INTEGER}):
             if batch.columns[name].null_count:
                 raise null(batch, name)
             if self.store is None:
@@ -351,10 +405,14 @@ class _Reading:
                 check_length(batch, name)
                 yield self.store.add_rows(batch.columns[name])
 
-    def _features(self) -> Iterator[np.ndarray]:
-        wanted = {column.name: read_kind(column) for column in self.encoding.features}
-        for batch in self._batches(self.node_tables, wanted):
-            yield features_of(batch, self.encoding.features, self.missing)
+    def _features(self, kind: NodeType | None = None) -> Iterator[np.ndarray]:
+        """Yield the features of all nodes, or of those of a type."""
+        tables, columns = self.node_tables, self.encoding.features
+        if kind is not None:
+            tables, columns = kind.tables, self.encoding.typed_features[kind.name]
+        wanted = {column.name: read_kind(column) for column in columns}
+        for batch in self._batches(tables, wanted):
+            yield features_of(batch, columns, self.missing)
 
     def _labels(self) -> Iterator[np.ndarray]:
         if self.labels is not None:

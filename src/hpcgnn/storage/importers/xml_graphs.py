@@ -117,6 +117,9 @@ class MemoryTable:
         self.num_rows: int | None = len(next(iter(columns.values()), ()))
         self._columns = columns
 
+    def is_canonical(self, name: str) -> bool:
+        return True
+
     def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:
         number = len(next(iter(self._columns.values()), ()))
         for low in range(0, number, _ROWS):
