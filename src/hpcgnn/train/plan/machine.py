@@ -17,7 +17,6 @@ from hpcgnn.settings import parse_size, read_text
 
 KERNELS = ("sum", "gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
 HEADS = 4  # of the attention kernels measured
-SIZES = ("few", "middle", "many")  # of the rows gathered from; older files lack the middle
 CROWDED = ("products", "gathers", "rows", "steps")
 
 
@@ -41,18 +40,20 @@ class Curve:
 
 @dataclass(frozen=True)
 class Gather:
-    """Numbers per second that a kernel gathers, by width and by the number of rows gathered from.
+    """Numbers per second that a kernel gathers, by width: from few rows, and from many.
 
-    The numbers gathered are edges times width. `sizes`: numbers of rows, ascending, with the rates
-    by width. Few rows lie in a cache, many don't.
+    The numbers gathered are edges times width.
     """
 
-    sizes: tuple[tuple[float, Curve], ...]
+    few: Curve
+    many: Curve
+    few_rows: float
+    many_rows: float
 
     def rate(self, width: float, rows: float) -> float:
         """Return the numbers per second at this width, from this number of rows."""
-        sizes, rates = zip(*((size, curve.at(width)) for size, curve in self.sizes), strict=True)
-        return Curve(sizes, rates).at(rows)
+        few, many = self.few.at(width), self.many.at(width)
+        return Curve((self.few_rows, self.many_rows), (few, many)).at(rows)
 
 
 @dataclass(frozen=True)
@@ -160,18 +161,15 @@ def _machine(content: dict[str, Any]) -> Machine:
     table = _Table(content, "")
     products, gathers = table.table("products"), table.table("gathers")
     messages, crowd = table.table("messages"), table.table("crowd")
-    present = [size for size in SIZES if size != "middle" or "middle_rows" in gathers.content]
-    sizes = {size: gathers.number(f"{size}_rows") for size in present}
-    if list(sizes.values()) != sorted(set(sizes.values())):
-        raise InputError(
-            f"gathers must have ascending {', '.join(f'{size}_rows' for size in sizes)}",
-            value=list(sizes.values()),
-        )
+    many, few = gathers.number("many_rows"), gathers.number("few_rows")
+    if few >= many:
+        raise InputError("gathers.few_rows must be below many_rows", value=few)
     kernels = {}
     for name in KERNELS:
         kernel = gathers.table(name)
-        curves = ((rows, kernel.curve("widths", size)) for size, rows in sizes.items())
-        kernels[name] = Gather(tuple(curves))
+        kernels[name] = Gather(
+            kernel.curve("widths", "few"), kernel.curve("widths", "many"), few, many
+        )
     device = table.text("device")
     if device not in ("cpu", "cuda"):
         raise InputError("device must be cpu or cuda", value=device)
