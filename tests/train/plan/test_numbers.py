@@ -20,6 +20,7 @@ from hpcgnn.train.plan.machine import Curve, folder, known, read_machine
 from hpcgnn.train.plan.pruning import shares
 from hpcgnn.train.plan.seconds import seconds
 from hpcgnn.train.plan.shapes import largest_of
+from hpcgnn.train.plan.work import evaluation_pass
 
 PAPERS = ["--nodes", "111059956", "--edges", "3.2e9", "--features", "128", "--classes", "172"]
 WHOLE = Shape(1, 111_059_956, 3_200_000_000, 128, 172, halo=0, volume=0)
@@ -121,6 +122,21 @@ def test_machine_files_are_checked(tmp_path):
     with pytest.raises(InputError, match="can't be read"):
         read_machine(str(tmp_path / "none.toml"))
     assert Curve((1, 100), (1, 10)).at(10) == pytest.approx(10**0.5)
+
+
+def test_each_head_takes_as_long_alone_as_beside_others():
+    machine, shape = read_machine("perlmutter-cpu"), largest_of(WHOLE, 64)
+    for heads in (1, 2, 4, 8):
+        config = Config.of(model="gat", hidden=64, heads=heads, layers=2)
+        alone, together = (
+            evaluation_pass(shape, config.changed(mode=mode)).gathers for mode in ("sar", "sa")
+        )
+        found = [
+            sum(e * w / machine.gathers[kernel].rate(w, shape.nodes) for kernel, w, e in work)
+            for work in (alone, together)
+        ]
+        assert (len(alone) > len(together)) == (heads > 1)
+        assert found[0] == pytest.approx(found[1])
 
 
 def test_fixed_costs_of_layers_do_not_shrink_with_the_graph(tmp_path):
