@@ -75,6 +75,16 @@ def test_predicting_on_another_graph_needs_no_labels(comm, trained):
     assert larger.shape == (70, 3)
 
 
+def test_learned_embeddings_are_applied_to_another_graph_only_if_requested(comm, trained, capfd):
+    path, checkpoint = found = trained(embedding=3)
+    with pytest.raises(InputError, match="learned embeddings by the numbers of the nodes"):
+        Predictor(distribute(WHOLE, comm), checkpoint, path)
+    capfd.readouterr()
+    assert predict(comm, found)[0].shape == (40, 3)
+    note = "note: learned embeddings are matched by the numbers of the nodes"
+    assert (note in capfd.readouterr().err) == (comm.rank == 0)
+
+
 def test_relations_of_another_graph_are_matched_by_number_and_a_note_says_so(comm, trained, capfd):
     whole = random_graph(40, 160, seed=1, num_relations=2)
     path, checkpoint = found = trained()

@@ -139,7 +139,9 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
         where = checkpoint.config.changed(transport="auto", mode="sar")
     fingerprint, alike = _graph_of(args, comm)
     of_graph = "" if checkpoint is None else checkpoint.graph_fingerprint
-    args.any_graph |= of_graph != "" and of_graph == alike
+    # Learned embeddings belong to nodes, which a graph of the same columns need not share.
+    rows = checkpoint is not None and bool(checkpoint.rows)
+    args.any_graph |= of_graph != "" and of_graph == alike and not rows
     split = _split(args, comm, checkpoint, fingerprint)
     where = where.changed(device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):

@@ -99,13 +99,16 @@ class Predictor:
         self.checkpoint, config = checkpoint, checkpoint.config
         same = self.checkpoint.graph_fingerprint == graph.graph_fingerprint
         if not same and not any_graph:
+            how = ", its learned embeddings by the numbers of the nodes" if checkpoint.rows else ""
             raise InputError(
                 f"was trained on another graph ({self.checkpoint.graph_fingerprint}, not "
-                f"{graph.graph_fingerprint}); --any-graph applies it anyway",
+                f"{graph.graph_fingerprint}); --any-graph applies it anyway{how}",
                 file=path,
             )
         if not same:
             _compare_kinds(graph, checkpoint, path)
+            if checkpoint.rows:
+                _say_rows(graph)
         self.graph = graph = configure(graph, config)
         self.task = _task(graph, checkpoint, path) if task is None else as_task(task)
         self.graph = graph = self.task.prepare(graph)
@@ -300,6 +303,14 @@ def _compare_kinds(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) 
                 "by number: convert the graph with the same ones, in the same order",
                 file=path,
             )
+
+
+def _say_rows(graph: PartitionedGraph) -> None:
+    if graph.comm.rank == 0:
+        warn(
+            "hpcgnn: note: learned embeddings are matched by the numbers of the nodes: this graph "
+            "must have the nodes of the training graph, in the same order"
+        )
 
 
 def _say_numbered(what: str, trained: Sequence[str], found: Sequence[str]) -> None:
