@@ -176,6 +176,11 @@ def swap(folder: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+# Each list holds the one before nine times: 9^19 texts in all.
+BOMB = ", ".join(f"&a{k} [{', '.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 20))
+BOMB = f"features: [&a0 [x], {BOMB}]"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -190,6 +195,7 @@ def swap(folder: Path, old: str, new: str) -> None:
         ("features: 'kind,h*'", "features: {a: 1}", "features must be text"),
         ("id: user, ", "id: user, label: topic, ", "labels for several types of nodes"),
         ("- {file_name: users.csv", "- {file_name users.csv: [", "is not YAML"),
+        ("features: 'kind,h*'", BOMB, "aliases are not read"),
         (
             "[user, located",
             "[paper, located",

@@ -163,8 +163,18 @@ def _load(path: Path) -> dict[str, Any]:
         text = file.read(_LONGEST + 1).decode("utf-8", "replace")
     if len(text) > _LONGEST:
         raise InputError("is too long to describe tables", file=path)
+
+    class Loader(yaml.SafeLoader):
+        """Without aliases, with which a few lines hold 10^9 values."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise yaml.composer.ComposerError(None, None, "aliases are not read", mark)
+            return super().compose_node(parent, index)
+
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f"line {mark.line + 1}: "
