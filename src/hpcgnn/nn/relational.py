@@ -90,8 +90,8 @@ class RGCNConv(torch.nn.Module):
             )
         y_NF = relational_sum(graph, x_NF, self._weights(), mean=self.aggr == "mean")
         if self.root is not None:
-            y_NF = y_NF + times(x_NF, self.root)
-        return y_NF if self.bias is None else y_NF + self.bias
+            y_NF += times(x_NF, self.root)
+        return y_NF if self.bias is None else y_NF.add_(self.bias)
 
     def _weights(self) -> Tensor:
         """Return one matrix per relation, in full precision: `[R, F, G]`."""

@@ -34,28 +34,29 @@ class Slab:
 
     Attributes:
         parts: (relation, first, last) of the pairs, counted from `low`; `last` is exclusive.
+        gather: has a row per pair of the slab, none of them empty.
         scatter: adds rows of the slab's pairs to local rows.
     """
 
     low: int
     high: int
     parts: list[tuple[int, int, int]]
+    gather: Block
     scatter: Block
 
 
 @dataclass(frozen=True)
 class RelationPairs:
-    """The pairs of a block: `gather` has a row per pair, `rows` are their local rows (`by_row`)."""
+    """The pairs of a block, `rows` are their local rows (`by_row`)."""
 
-    gather: Block
     rows: Tensor
     slabs: list[Slab]
 
     def collect(self, slab: Slab, x_MF: Tensor) -> Tensor:
         """Return the sum of rows that each pair of the slab gathers: `[pairs, F]`."""
         dtype = sum_type(x_MF.dtype)
-        out_SF = x_MF.new_zeros(slab.high - slab.low, x_MF.shape[1], dtype=dtype)
-        kernels.spmm(kernels.rows_between(self.gather, slab.low, slab.high), x_MF, out_SF)
+        out_SF = x_MF.new_empty(slab.high - slab.low, x_MF.shape[1], dtype=dtype)
+        kernels.spmm(slab.gather, x_MF, out_SF, adds=False)
         return out_SF
 
     def add(self, slab: Slab, pairs_SF: Tensor, out_NF: Tensor) -> None:
@@ -114,8 +115,8 @@ def by_row(block: Block, edges: EdgeList, num_relations: int, even: bool) -> Rel
     pair = torch.arange(len(keys), device=keys.device)
     scatter_factor = None if factor is None or not even else factor[pointer[:-1]]
     rows, relation = keys % base, keys // base
-    slabs = _slabs(block.peer, relation, num_relations, rows, pair, scatter_factor)
-    return RelationPairs(gather, rows.to(torch.int32), slabs)
+    slabs = _slabs(gather, relation, num_relations, rows, pair, scatter_factor)
+    return RelationPairs(rows.to(torch.int32), slabs)
 
 
 def by_column(block: Block, edges: EdgeList, num_relations: int) -> RelationPairs:
@@ -126,8 +127,8 @@ def by_column(block: Block, edges: EdgeList, num_relations: int) -> RelationPair
     pointer = torch.arange(len(keys) + 1, device=keys.device)
     gather = _block(block.peer, block.num_columns, pointer, (keys % base).to(torch.int32), None)
     factor = None if edges.factor is None else edges.factor[order]
-    slabs = _slabs(block.peer, keys // base, num_relations, edges.row[order], inverse, factor)
-    return RelationPairs(gather, gather.columns[:0], slabs)
+    slabs = _slabs(gather, keys // base, num_relations, edges.row[order], inverse, factor)
+    return RelationPairs(gather.columns[:0], slabs)
 
 
 def _keys(edges: EdgeList, by: str) -> tuple[Tensor, int]:
@@ -142,7 +143,7 @@ def _pointer(counts: Tensor) -> Tensor:
 
 
 def _slabs(
-    peer: int,
+    gather: Block,
     relation: Tensor,
     num_relations: int,
     entry_row: Tensor,
@@ -166,7 +167,7 @@ def _slabs(
         low, high = slab * size, min((slab + 1) * size, len(relation))
         begin, end = first[slab], first[slab + 1]
         scatter = Block(
-            peer=peer,
+            peer=gather.peer,
             num_columns=high - low,
             rows=rows[begin:end],
             begin=pointer[begin:end],
@@ -174,7 +175,8 @@ def _slabs(
             columns=columns,
             weight=factor,
         )
-        found.append(Slab(low, high, _parts(bounds, low, high), scatter))
+        own = kernels.rows_between(gather, low, high)
+        found.append(Slab(low, high, _parts(bounds, low, high), own, scatter))
     return found
 
 
