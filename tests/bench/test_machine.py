@@ -7,7 +7,7 @@ import pytest
 from hpcgnn.bench import machine
 from hpcgnn.cli import bench, bench_machine
 from hpcgnn.errors import InputError, OutputError
-from hpcgnn.train.plan.machine import KERNELS, read_machine
+from hpcgnn.train.plan.machine import KERNELS, Curve, Gather, read_machine
 from tests.cli.verbs import call
 
 pytestmark = pytest.mark.mpi
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.mpi
 def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
     for name, value in (
         ("_WIDTHS", (8, 16)),
-        ("_ROWS_OF", {"few": 40, "many": 80}),
+        ("_ROWS_OF", {"few": 40, "many": 80, "long": 40}),
         ("_SWEEPS", 2),
         ("_PRODUCT_ROWS", 50),
         ("_MESSAGES", (64, 4096)),
@@ -30,6 +30,7 @@ def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
     assert found.name == "test" and f"on {comm.size} ranks" in found.source
     assert found.ranks_per_node == comm.size and found.device == "cpu"
     assert set(found.gathers) == set(KERNELS)
+    assert all(min(g.row_seconds.y) > 0 for g in found.gathers.values())
     assert found.products.x == (8, 16) and min(found.products.y) > 0
     assert found.slowdown("gathers", 4 * comm.size) >= found.slowdown("gathers", 1) >= 1
     with pytest.raises(InputError, match="exists already"):
@@ -46,3 +47,24 @@ def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
     monkeypatch.setattr(machine, "measure", None)  # would lose minutes of measuring
     with pytest.raises(OutputError, match="no such folder"):
         call(comm, bench, "machine", "-o", shared_path / "nowhere" / "here.toml")
+
+
+def test_the_time_of_a_row_is_told_from_that_of_its_edges():
+    """An edge of width 32 takes 2 ns from few rows and 6 from many, a row 100 ns."""
+    nanoseconds = {"few": 2 + 100 / 15, "many": 6 + 100 / 8, "long": 2 + 100 / 60}
+    rates = {("sum", size, 32): (32e9 / value, 0.0) for size, value in nanoseconds.items()}
+    few, many, row = machine._gather(rates, "sum", 32)
+    assert (few, many, row) == pytest.approx((16e9, 32e9 / 6, 1e-7))
+    curves = (Curve((32.0,), (value,)) for value in (few, many))
+    gather = Gather(*curves, 4000, 200_000, Curve((32.0,), (row,)))
+    assert gather.seconds(32, 1000, 10, 1) == pytest.approx(3e-6)
+    assert gather.seconds(32, 1000, 10, 1e6) == pytest.approx(7e-6)
+
+
+def test_noise_gives_no_impossible_times():
+    """Long rows that seem slower than short ones, or rows that seem to take all the time."""
+    for few, many, long in ((1.0, 1.0, 2.0), (9.0, 1.0, 0.1)):
+        values = {"few": few, "many": many, "long": long}
+        rates = {("sum", size, 8): (8e9 / value, 0.0) for size, value in values.items()}
+        found = machine._gather(rates, "sum", 8)
+        assert all(0 < value < 1e12 for value in found)

@@ -28,11 +28,12 @@ from hpcgnn.system import available_memory, now
 from hpcgnn.train.plan.machine import HEADS, KERNELS
 
 _WIDTHS = (8, 32, 128, 256, 512)
-_ROWS_OF = {"few": 4_000, "many": 200_000}  # rows gathered from
-_DEGREE = {"few": 15, "many": 8}
+_ROWS_OF = {"few": 4_000, "many": 200_000, "long": 4_000}  # rows gathered from
+_DEGREE = {"few": 15, "many": 8, "long": 60}
 _MANY_WIDTH = (
     128  # rows wider than this are gathered from fewer, in as many bytes: no cache holds them
 )
+_MOST_ROW = 0.8  # of the time measured may be that of rows instead of edges
 _PRODUCT_ROWS = 20_000
 _ROWS = (100_000, 256)  # that passes go over
 _MESSAGES = (64, 4096, 65_536, 1 << 20, 16 << 20)
@@ -90,18 +91,32 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
         "[crowd]  # seconds of each of full_speed ranks at once over those of one alone",
         *(f"{key} = {value:.3f}" for key, value in crowd.items()),
         "",
-        "[gathers]  # numbers per second, by width, from few rows and from many",
+        "[gathers]  # numbers per second, by width, from few rows and from many, without what each",
+        "# row of the result takes besides its edges: row_seconds",
         f"few_rows = {_ROWS_OF['few']}",
         f"many_rows = {_ROWS_OF['many']}",
     ]
     for kernel in KERNELS:
         lines += ["", f"[gathers.{kernel}]", f"widths = {list(_WIDTHS)}"]
-        for size in _ROWS_OF:
-            lines.append(f"{size} = {_list(rates[kernel, size, w][0] for w in _WIDTHS)}")
+        curves = zip(*(_gather(rates, kernel, width) for width in _WIDTHS), strict=True)
+        for name, values in zip(("few", "many", "row_seconds"), curves, strict=True):
+            lines.append(f"{name} = {_list(values)}")
     for place, seconds in (("inside", inside), ("between", between)):
         lines += ["", f"[messages.{place}]", f"bytes = {list(_MESSAGES)}"]
         lines.append(f"seconds = {_list(seconds)}")
     return "\n".join(lines) + "\n"
+
+
+def _gather(rates: dict[Hashable, Rate], kernel: str, width: int) -> tuple[float, float, float]:
+    """Return numbers per second from few and from many rows, and the seconds of a row.
+
+    The time of an edge is that of its numbers plus the row's share. From few rows it was measured
+    with two numbers of edges per row; a row is taken to cost the same among many.
+    """
+    few, many, long = (width / rates[kernel, size, width][0] for size in ("few", "many", "long"))
+    row = (few - long) / (1 / _DEGREE["few"] - 1 / _DEGREE["long"])
+    row = min(max(row, 1e-12), _MOST_ROW * min(few * _DEGREE["few"], many * _DEGREE["many"]))
+    return width / (few - row / _DEGREE["few"]), width / (many - row / _DEGREE["many"]), row
 
 
 def _sweep(clock: _Clock, device: torch.device) -> dict[Hashable, Rate]:

@@ -132,7 +132,7 @@ def test_each_head_takes_as_long_alone_as_beside_others():
             evaluation_pass(shape, config.changed(mode=mode)).gathers for mode in ("sar", "sa")
         )
         found = [
-            sum(e * w / machine.gathers[kernel].rate(w, shape.nodes) for kernel, w, e in work)
+            sum(machine.gathers[k].seconds(w, e, rows, shape.nodes) for k, w, e, rows in work)
             for work in (alone, together)
         ]
         assert (len(alone) > len(together)) == (heads > 1)

@@ -40,20 +40,25 @@ class Curve:
 
 @dataclass(frozen=True)
 class Gather:
-    """Numbers per second that a kernel gathers, by width: from few rows, and from many.
+    """The speed of a kernel by width, in numbers gathered: edges times width.
 
-    The numbers gathered are edges times width.
+    Attributes:
+        few, many: numbers per second from few rows, and from many.
+        few_rows, many_rows: how many these are.
+        row_seconds: seconds of a row of the result, besides those of its edges.
     """
 
     few: Curve
     many: Curve
     few_rows: float
     many_rows: float
+    row_seconds: Curve
 
-    def rate(self, width: float, rows: float) -> float:
-        """Return the numbers per second at this width, from this number of rows."""
+    def seconds(self, width: float, edges: float, rows: float, gathered: float) -> float:
+        """Return the seconds of `edges` edges into `rows` rows, out of `gathered` rows."""
         few, many = self.few.at(width), self.many.at(width)
-        return Curve((self.few_rows, self.many_rows), (few, many)).at(rows)
+        rate = Curve((self.few_rows, self.many_rows), (few, many)).at(gathered)
+        return edges * width / rate + rows * self.row_seconds.at(width)
 
 
 @dataclass(frozen=True)
@@ -167,9 +172,8 @@ def _machine(content: dict[str, Any]) -> Machine:
     kernels = {}
     for name in KERNELS:
         kernel = gathers.table(name)
-        kernels[name] = Gather(
-            kernel.curve("widths", "few"), kernel.curve("widths", "many"), few, many
-        )
+        curves = [kernel.curve("widths", size) for size in ("few", "many")]
+        kernels[name] = Gather(*curves, few, many, kernel.curve("widths", "row_seconds", 0.0))
     device = table.text("device")
     if device not in ("cpu", "cuda"):
         raise InputError("device must be cpu or cuda", value=device)
@@ -224,7 +228,10 @@ class _Table:
             raise InputError(f"{self.path}{name} must be in 1 to {1 << 20:,}", value=value)
         return int(value)
 
-    def curve(self, x: str, y: str) -> Curve:
+    def curve(self, x: str, y: str, default: float | None = None) -> Curve:
+        """Return a curve; one that an older file lacks has the value `default` everywhere."""
+        if default is not None and y not in self.content:
+            return Curve((1.0,), (default,))
         found = [self._numbers(name) for name in (x, y)]
         if len(found[0]) != len(found[1]) or not found[0]:
             raise InputError(f"{self.path}{y} must have one number per entry of {x}")

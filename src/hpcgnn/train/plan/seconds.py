@@ -77,21 +77,21 @@ def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> 
     half = config.device.precision == "bf16" and machine.device == "cuda"
     products = sum(flops / machine.products.at(width) for flops, width in work.products)
     gathers = sum(
-        edges * width / machine.gathers[kernel].rate(width, shape.nodes)
-        for kernel, width, edges in work.gathers
+        machine.gathers[kernel].seconds(width, edges, rows, shape.nodes)
+        for kernel, width, edges, rows in work.gathers
     )
-    rows = 4 * work.rows / machine.rows + work.streamed / machine.host
+    passes = 4 * work.rows / machine.rows + work.streamed / machine.host
     messages = 0.0
     if ranks > 1 and work.exchanges and shape.halo:
         links = machine.links(ranks)
         num_bytes = 4 * work.sent * shape.halo * (0.5 if half else 1)
         messages = _travel(links, num_bytes, work.exchanges, ranks)
         # Packed by the sender, added by the receiver.
-        rows += 4 * num_bytes / machine.rows
+        passes += 4 * num_bytes / machine.rows
     return {
         "products": products * machine.slowdown("products", ranks) * (0.5 if half else 1),
         "gathers": gathers * machine.slowdown("gathers", ranks) * (0.6 if half else 1),
-        "rows": rows * machine.slowdown("rows", ranks),
+        "rows": passes * machine.slowdown("rows", ranks),
         "steps": work.steps * machine.step_seconds * machine.slowdown("steps", ranks),
         "messages": messages,
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hpcgnn.sar.gat_heads import one_at_a_time
+from hpcgnn.sar.relation_pairs import SLAB, SLAB_ON_GPU
 from hpcgnn.train.config import Config
 from hpcgnn.train.plan.estimate import (
     Layer,
@@ -31,6 +32,7 @@ _PLAIN_TORCH = 8  # times as many gathers as a sum, for messages edge by edge
 # Steps of a layer's pass; of the rest of training (loss, sum of gradients, Adam); of evaluation.
 _STEPS, _OTHER_STEPS = {"gcn": 1.0, "sage": 1.2}, 2.6
 _TRAINING_STEPS, _EVALUATION_STEPS = 3.0, 2.0
+_SLAB_STEPS = (0.32, 0.64)  # of a slab of pairs of a relation and a node, forward and backward
 _LOSS_ROWS = 12  # numbers per output
 _ADAM_ROWS = 12  # numbers per parameter
 
@@ -42,7 +44,7 @@ class PassWork:
     Attributes:
         products: (floating-point operations, width of the square weights that have the same
             operations per number read and written: the harmonic mean of both widths).
-        gathers: (kernel, width, edges).
+        gathers: (kernel, width, edges, rows with edges).
         rows: numbers read or written by passes over rows.
         sent: numbers sent per halo row.
         exchanges: number of message exchanges.
@@ -51,7 +53,7 @@ class PassWork:
     """
 
     products: list[tuple[float, float]] = field(default_factory=list)
-    gathers: list[tuple[str, float, float]] = field(default_factory=list)
+    gathers: list[tuple[str, float, float, float]] = field(default_factory=list)
     rows: float = 0.0
     sent: float = 0.0
     exchanges: int = 0
@@ -62,13 +64,14 @@ class PassWork:
         if rows and a and b:
             self.products.append((2.0 * count * rows * a * b, 2 * a * b / (a + b)))
 
-    def gather(self, kernel: str, width: float, edges: float) -> None:
+    def gather(self, kernel: str, width: float, edges: float, rows: float) -> None:
         if width and edges:
-            self.gathers.append((kernel, width, edges))
+            self.gathers.append((kernel, width, edges, rows))
 
-    def attend(self, kernel: str, channels: float, heads: float, edges: float) -> None:
+    def attend(self, kernel: str, channels: float, heads: float, edges: float, rows: float) -> None:
         """Count each head as one of the `HEADS` heads of its width that were measured."""
-        self.gather(kernel, HEADS * channels, edges * heads / HEADS)
+        share = heads / HEADS
+        self.gather(kernel, HEADS * channels, edges * share, rows * share)
 
 
 def training_pass(shape: Shape, config: Config) -> PassWork:
@@ -133,7 +136,7 @@ def _convolve(
     work.exchanges += sent > 0
     if layer.inputs == 0:  # propagation after the convolutions
         for _ in range(model.power):
-            work.gather("sum", shape.outputs, edges)
+            work.gather("sum", shape.outputs, edges, n)
         work.rows += 6.0 * model.power * n * shape.outputs
         return
     first = index == 0 and model.blocks == "plain" and not model.embedding
@@ -153,7 +156,8 @@ def _convolve(
         _attend(work, products, kind, heads, edges + n, **how, backward=backward)
         return
     if kind in ("rgcn", "rgat"):
-        _relate(work, products, shape, edges, backward=backward)
+        slab = SLAB_ON_GPU if config.device.kind == "cuda" else SLAB
+        _relate(work, products, shape, edges, slab, backward=backward)
         products.linear(1, backward=backward)
         return
     narrow = min(a, b) if config.streaming.narrow_first or sparse else a
@@ -162,7 +166,7 @@ def _convolve(
         times = {"sgc": model.power, "gine": _PLAIN_TORCH, "pna": 2 * _PLAIN_TORCH}.get(kind, 1)
         times = _PLAIN_TORCH if kind == "deeper" else times
         for _ in range(times):
-            work.gather("sum", narrow, edges)
+            work.gather("sum", narrow, edges, n)
     products.linear(2 if kind in ("sage", "gin", "gine") else 1, backward=backward)
     if kind == "pna":
         products.linear(12, backward=backward)
@@ -203,7 +207,7 @@ class _Products:
         b = self.b if width is None else width
         if self.sparse is not None:
             for _ in range(round(count)):
-                self.work.gather("sum", b, self.sparse)
+                self.work.gather("sum", b, self.sparse, self.n)
             return
         self.work.product(count * ((2 - self.first) if backward else 1), self.n, self.a, b)
 
@@ -228,15 +232,15 @@ def _attend(
     products.linear(both, wide, backward=backward)
     if alone:
         for _ in range(heads):
-            work.attend(f"gat_{direction}", channels, 1, edges)
+            work.attend(f"gat_{direction}", channels, 1, edges, products.n)
             if backward:
-                work.attend("gat_forward", channels, 1, edges)
+                work.attend("gat_forward", channels, 1, edges, products.n)
         if backward:
             products.linear(1, wide, backward=False)
         work.exchanges += heads - 1 + heads * backward
         work.steps += _OTHER_STEPS * (heads - 1 + heads * backward)
     else:
-        work.attend(f"{kernel}_{direction}", channels, heads, edges)
+        work.attend(f"{kernel}_{direction}", channels, heads, edges, products.n)
         if backward and kind == "gat" and not keeps:
             products.linear(1, wide, backward=False)
     if last and heads > 1:
@@ -244,19 +248,20 @@ def _attend(
 
 
 def _relate(
-    work: PassWork, products: _Products, shape: Shape, edges: float, *, backward: bool
+    work: PassWork, products: _Products, shape: Shape, edges: float, slab: int, *, backward: bool
 ) -> None:
     """Add the work on pairs of a relation and a node, see `sar.relation_pairs`."""
     a, b = products.a, products.b
     pairs = relation_pairs(shape) * edges / max(shape.edges, 1)
+    work.steps += pairs / slab * _SLAB_STEPS[backward]
     if backward:
-        work.gather("sum", b, edges)
+        work.gather("sum", b, edges, pairs)
         work.product(2 - products.first, pairs, a, b)
         work.rows += pairs * (3 * a + 2 * b)
         if not products.first:
-            work.gather("sum", a, pairs)
+            work.gather("sum", a, pairs, pairs)
     else:
-        work.gather("sum", a, edges)
+        work.gather("sum", a, edges, pairs)
         work.product(1, pairs, a, b)
-        work.gather("sum", b, pairs)
+        work.gather("sum", b, pairs, pairs)
         work.rows += pairs * (a + 2 * b)
