@@ -22,6 +22,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive, ArraySource
 from hpcgnn.storage.importers.csr import (
