@@ -222,7 +222,8 @@ def predict(
         task: the program's task, which turns the output into predictions and scores them.
         out: OUT.h5, OUT.parquet, OUT.csv or OUT.npz, in the original order of the nodes; None:
             not written.
-        any_graph: accept a checkpoint of another graph.
+        any_graph: accept a checkpoint of another graph, not only of that which this one was read
+            like.
         force: replace former predictions.
 
     Raises:
