@@ -58,6 +58,6 @@ def _say_new(graph: PartitionedGraph, types_N: np.ndarray, new: np.ndarray) -> N
     if number and graph.comm.rank == 0:
         kind = " without features" if graph.typed_features else ""
         warn(
-            f"hpcgnn: note: {number:,} of {counted(total, 'node')}{kind} are not in the graph "
-            "trained on: they get the mean of the learned embeddings (of their type)"
+            f"hpcgnn: note: {number:,} of {counted(total, 'node')}{kind} not in the graph trained "
+            f"on {'gets' if number == 1 else 'get'} the mean of the learned embeddings of its type"
         )

@@ -217,7 +217,7 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
     ("edges", "nodes", "options", "message"),
     [
         ("a,b\np,z\n", None, (), "e.csv, line 2: an edge ends at a node that is not"),
-        ("a,b\np,q\np\n", None, (), "line 3: has 1 columns, but the first line has 2"),
+        ("a,b\np,q\np\n", None, (), "line 3: has 1 column, but the first line has 2"),
         ("a,b\np,q\n,q\n", None, (), "line 3 is null or empty"),
         ('a,b\np,q\n"p,q\n', None, (), "line 3: has a quote that is not closed"),
         ("a,b,w\np,q,1\n\np,q,x\n", None, ("--weight", "w"), "line 4: w: is not a number"),

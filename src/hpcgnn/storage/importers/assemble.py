@@ -256,7 +256,8 @@ class _Joined:
     def notes(self) -> list[str]:
         total = self._has_edges_N.size
         alone = total - int(self._has_edges_N.sum())
-        return [f"{alone:,} of {counted(total, 'node')} have no edges"] if alone else []
+        have = "has" if alone == 1 else "have"
+        return [f"{alone:,} of {counted(total, 'node')} {have} no edges"] if alone else []
 
 
 def _only_loops(chunk: RowChunk, first: int) -> bool:
