@@ -209,7 +209,7 @@ def test_the_commands_for_tables_by_type_run(comm, shared_path, monkeypatch, cap
         for name in ("probability_topic 0", "probability_topic 1", "probability_topic 2"):
             assert float(later[id][name]) == pytest.approx(float(row[name]), abs=1e-5)
     said = capsys.readouterr()
-    assert "note: 1 of 3 nodes without features not in the graph trained on" in said.err
+    assert "note: nodes without features that the graph trained on lacks: 1 of 3;" in said.err
     found = {id: row["class"] for id, row in rows.items()}
     assert {name.split("/")[0] for name in found} == {"user", "paper", "country"}
     right = [found[f"paper/{k}"] == f"topic {topic}" for k, topic in enumerate(topics)]

@@ -46,5 +46,5 @@ def test_known_nodes_get_their_rows_and_new_ones_the_mean_of_their_type(comm, sh
     np.testing.assert_array_equal(whole[known], expected[known])
     np.testing.assert_allclose(whole, expected, rtol=1e-6)
     new, total = int((~known & (types == 0)).sum()), int((types == 0).sum())
-    note = f"note: {new} of {total} nodes without features not in the graph trained on"
+    note = f"note: nodes without features that the graph trained on lacks: {new} of {total};"
     assert (note in capfd.readouterr().err) == (comm.rank == 0)

@@ -305,7 +305,7 @@ def _check_lost(path: Path, found: _Found) -> None:
     if found.saved or type(epochs) is not int or last >= epochs:
         raise InputError(
             f"records {counted(last, 'epoch')}, but no checkpoint is left to continue from: "
-            "restore one, choose another --run-dir, or move this file away to start again at epoch 1",
+            "restore one, choose another --run-dir, or move this file away to start again",
             file=path,
         )
     warning(

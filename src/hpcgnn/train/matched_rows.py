@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.errors import counted, warn
+from hpcgnn.errors import warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.storage.schema import EARLIER_ROW
 from hpcgnn.train.checkpoint.rows import read_sharded
@@ -58,6 +58,6 @@ def _say_new(graph: PartitionedGraph, types_N: np.ndarray, new: np.ndarray) -> N
     if number and graph.comm.rank == 0:
         kind = " without features" if graph.typed_features else ""
         warn(
-            f"hpcgnn: note: {number:,} of {counted(total, 'node')}{kind} not in the graph trained "
-            f"on {'gets' if number == 1 else 'get'} the mean of the learned embeddings of its type"
+            f"hpcgnn: note: nodes{kind} that the graph trained on lacks: {number:,} of {total:,}; "
+            "these get the mean of the learned embeddings of their type"
         )
