@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from hpcgnn.errors import InputError
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.matched_rows import matched_rows
@@ -48,3 +49,6 @@ def test_known_nodes_get_their_rows_and_new_ones_the_mean_of_their_type(comm, sh
     new, total = int((~known & (types == 0)).sum()), int((types == 0).sum())
     note = f"note: nodes without features that the graph trained on lacks: {new} of {total};"
     assert (note in capfd.readouterr().err) == (comm.rank == 0)
+    broken = replace(later, nodes={"row_in_like": torch.zeros(len(mine))})
+    with pytest.raises(InputError, match="row_in_like: must be a number for each node"):
+        matched_rows(path, broken)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.errors import warn
+from hpcgnn.errors import InputError, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.storage.schema import EARLIER_ROW
 from hpcgnn.train.checkpoint.rows import read_sharded
@@ -26,8 +26,10 @@ def matched_rows(path: Path, graph: PartitionedGraph) -> dict[str, np.ndarray]:
         InputError: as `read_sharded`.
     """
     earlier_N = graph.nodes[EARLIER_ROW].cpu().numpy()
-    known = earlier_N >= 0
     with agreed(graph.comm, "read learned rows"):
+        if earlier_N.dtype != np.int64 or earlier_N.ndim != 1:
+            raise InputError("must be a number for each node", file=graph.file, dataset=EARLIER_ROW)
+        known = earlier_N >= 0
         found = read_sharded(path, earlier_N[known])
     types_N = np.zeros(len(earlier_N), np.int64)
     if graph.node_types is not None:

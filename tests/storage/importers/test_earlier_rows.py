@@ -47,6 +47,11 @@ def test_nodes_are_found_by_their_ids(made, tmp_path, form):
     assert rows_of(paths["third"]) == expected
     with GraphFile(paths["first"]) as graph:
         assert graph.array_names == []
+    np.save(tmp_path / "r.npy", np.zeros(100, np.int64))
+    array = ("--node-array", f"row_in_like={tmp_path / 'r.npy'}")  # any array of the user's
+    tables = write_tables(tmp_path, "other", lists["first"], rng)
+    like = ("--like", str(made(*tables, *array, out="other.h5")))
+    assert rows_of(made(*tables, *like, out="again.h5")) == list(range(100))
 
 
 def test_memory_is_bounded(made, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.ids import IdTable
 from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.slabs import sorted_slabs
@@ -69,16 +70,25 @@ def _add_nodes(joined: Records, table: IdTable | None, num_nodes: int) -> None:
 
 
 def _add_earlier(joined: Records, graph: GraphFile, store: NameStore | None) -> None:
-    through = EARLIER_ROW in graph.array_names
+    encoding = graph.read_encoding()
+    through = encoding is not None and encoding.like != ""
     for low in range(0, graph.num_nodes, _ROWS):
         high = min(graph.num_nodes, low + _ROWS)
         data = graph.read_nodes(low, high, ("original_ids", *(["named"] if through else [])))
-        rows = data.named[EARLIER_ROW] if through else np.arange(low, high)
+        rows = _checked(data.named[EARLIER_ROW], graph) if through else np.arange(low, high)
         ids = np.arange(low, high) if data.original_ids is None else data.original_ids
         if store is not None and graph.names is not None:
             ids = store.codes(pa.array(graph.names.texts(low, high), pa.string()))
         known = rows >= 0
         joined.append(_entries(ids[known], -1, rows[known]))
+
+
+def _checked(rows: np.ndarray, graph: GraphFile) -> np.ndarray:
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        raise InputError(
+            "must be a number for each node", file=graph.path, dataset=EARLIER_ROW, value=rows.dtype
+        )
+    return rows
 
 
 def _entries(ids: np.ndarray, rows: np.ndarray | int, earlier: np.ndarray | int) -> np.ndarray:
