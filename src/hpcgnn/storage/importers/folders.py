@@ -94,7 +94,7 @@ def attach(source: Source, nodes: Nodes, known: int | None, options: ImportOptio
     """
     wanted = known if options.num_nodes is None else options.num_nodes
     for number, whose in ((known, "the files of node columns"), (source.num_nodes, "the source")):
-        if None not in (number, wanted) and number != wanted:
+        if number is not None and wanted is not None and number != wanted:
             raise InputError(
                 f"{whose} describe {counted(number, 'node')}, not {wanted}", file=source.file
             )
