@@ -59,7 +59,8 @@ def _say_new(graph: PartitionedGraph, types_N: np.ndarray, new: np.ndarray) -> N
     number, total = graph.comm.allreduce(counts, where="new nodes").tolist()
     if number and graph.comm.rank == 0:
         kind = " without features" if graph.typed_features else ""
+        type = " of their type" if graph.num_types else ""
         warn(
             f"hpcgnn: note: nodes{kind} that the graph trained on lacks: {number:,} of {total:,}; "
-            "these get the mean of the learned embeddings of their type"
+            f"these get the mean of the learned embeddings{type}"
         )
