@@ -263,7 +263,8 @@ def test_a_stopped_job_leaves_no_files(tmp_path, number):
     (tmp_path / "g.txt").write_text("0 1\n")
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, "convert", str(tmp_path / "g.txt"), str(tmp_path / "g.h5")],
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         # A shell's background jobs ignore SIGINT, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -271,5 +272,7 @@ def test_a_stopped_job_leaves_no_files(tmp_path, number):
     while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(list(tmp_path.iterdir())) == 3  # the source, a temporary folder, the unfinished file
-    assert stop(process, number) != 0
+    assert stop(process, number) == 128 + number
     assert [path.name for path in tmp_path.iterdir()] == ["g.txt"]
+    said = f"hpcgnn: convert was interrupted: {tmp_path / 'g.h5'} was not written\n"
+    assert process.stderr.read().endswith(said) == (number == signal.SIGINT)

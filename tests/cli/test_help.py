@@ -88,6 +88,8 @@ def test_everyday_options_exist():
     ("argv", "said"),
     [
         (["trian"], "error: no such verb: 'trian': did you mean train?; `hpcgnn --help`"),
+        (["help", "train"], "no such verb: 'help': did you mean --help?"),
+        (["--resume", "run"], "--resume comes after a verb, as in `hpcgnn train --resume ...`"),
         (["frob"], "no such verb: 'frob': choose one of generate, convert, "),
         ([], "are required: VERB (generate, convert, "),
         (["generate"], "are required: kind (sbm, rmat), OUT.h5; `hpcgnn generate --help`"),

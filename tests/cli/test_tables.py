@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shlex
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -183,13 +184,14 @@ def test_the_commands_for_tables_by_type_run(comm, shared_path, monkeypatch, cap
     if comm.rank == 0:
         ((_, meta),) = blocks("yaml", "docs/tables.md")
         write_typed_tables(Path("papers"), meta, topics, rng)
+        write_later_tables(Path("papers"), Path("later_papers"), rng)
     comm.barrier()
     script = blocks("sh", "docs/tables.md")[1][1]
     for line in script.splitlines():
         _, name, *arguments = shlex.split(line)
         verb = import_module(f"hpcgnn.cli.{name}")
         if name == "predict" and comm.size > 1:
-            arguments[0] = "parts.h5"
+            arguments[0] = arguments[0].replace(".h5", ".p.h5")
         if verb.PARALLEL:
             call(comm, verb, *arguments)
         elif comm.rank == 0:
@@ -197,11 +199,18 @@ def test_the_commands_for_tables_by_type_run(comm, shared_path, monkeypatch, cap
         comm.barrier()
         if name == "convert" and comm.size > 1:
             partition = import_module("hpcgnn.cli.partition")
-            call(comm, partition, "graph.h5", "--method", "random", "-o", "parts.h5")
+            parts = arguments[1].replace(".h5", ".p.h5")
+            call(comm, partition, arguments[1], "--method", "random", "-o", parts)
     if comm.rank:
         return
-    with Path("predictions.csv").open(newline="") as file:
-        found = {row["original_id"]: row["class"] for row in csv.DictReader(file)}
+    rows, later = read_rows("predictions.csv"), read_rows("later.csv")
+    assert later.keys() - rows.keys() == {"user/new", "country/xx"}
+    for id, row in rows.items():  # the same graph, though its rows have another order
+        for name in ("probability_topic 0", "probability_topic 1", "probability_topic 2"):
+            assert float(later[id][name]) == pytest.approx(float(row[name]), abs=1e-5)
+    said = capsys.readouterr()
+    assert "note: nodes without features that the graph trained on lacks: 1 of 3;" in said.err
+    found = {id: row["class"] for id, row in rows.items()}
     assert {name.split("/")[0] for name in found} == {"user", "paper", "country"}
     right = [found[f"paper/{k}"] == f"topic {topic}" for k, topic in enumerate(topics)]
     assert np.mean(right) > 0.8
@@ -235,6 +244,20 @@ def write_typed_tables(
         for k, topic in enumerate(topics)
     )
     (folder / "papers.csv").write_text("paper,topic,x1,x2,x3\n" + "".join(rows))
+
+
+def write_later_tables(folder: Path, later: Path, rng: np.random.Generator) -> None:
+    """Write tables of the same graph in another order, and a user in a new country."""
+    shutil.copytree(folder, later)
+    for name, more in (("users", ["new,3,a"]), ("located", ["new,xx"]), ("papers", [])):
+        header, *rows = (folder / f"{name}.csv").read_text().splitlines()
+        rows = [*rng.permutation(rows), *more]
+        (later / f"{name}.csv").write_text("\n".join([header, *rows, ""]))
+
+
+def read_rows(name: str) -> dict[str, dict[str, str]]:
+    with Path(name).open(newline="") as file:
+        return {row["original_id"]: row for row in csv.DictReader(file)}
 
 
 def call_alone(verb, *arguments: str) -> None:

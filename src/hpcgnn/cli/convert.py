@@ -18,6 +18,7 @@ from hpcgnn.settings import HIGHEST, check_range, parse_size
 from hpcgnn.storage.importers import guess_format, open_source, prepare
 from hpcgnn.storage.importers.arrays import ArraySource
 from hpcgnn.storage.importers.assemble import LinkSplit, Treatment, assemble
+from hpcgnn.storage.importers.earlier_rows import knows_rows
 from hpcgnn.storage.importers.folders import attach, read_node_files
 from hpcgnn.storage.importers.opening import store_pipe
 from hpcgnn.storage.importers.source import ImportOptions, Nodes, NoteOn, Over, Source
@@ -131,6 +132,7 @@ def _tables(args: argparse.Namespace) -> TableOptions | None:
         if like is None:
             raise InputError("was not made from tables: leave --like out", file=args.like)
         chosen["like"] = replace(like, like=like.like or fingerprint)
+        chosen["like_graph"] = args.like if knows_rows(args.like) else None
         for name in _TREATMENT:
             if getattr(args, name) in (None, False, "max") and name in config:
                 setattr(args, name, config[name])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hpcgnn.cli.displays import display_of
 from hpcgnn.cli.file_name import file_name
 from hpcgnn.display import Display
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
             with GraphFile(args.out) as file:
                 display.say(
                     f"{args.out}: {file.num_nodes:,} nodes, {file.num_edges:,} stored edges, "
-                    f"{file.num_features} features, {file.num_classes} classes, "
+                    f"{counted(file.num_features, 'feature')}, "
+                    f"{counted(file.num_classes, 'class')}, "
                     f"{args.out.stat().st_size / 2**20:,.1f} MiB, {time.monotonic() - began:.1f} s"
                 )
     return 0

@@ -176,7 +176,7 @@ def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] =
             return f"--force is not an option, since {parser.prog} replaces nothing{instead}"
         return message + nearest(given, flags)
     if "invalid choice: " in message:
-        return _choice(parser, message)
+        return _choice(parser, message, argv)
     if message.startswith("ambiguous option: "):
         given, _, found = message.removeprefix("ambiguous option: ").partition(" could match ")
         return f"{given}: did you mean {found.replace(', ', ' or ')}?"
@@ -213,12 +213,17 @@ def _too_many(parser: argparse.ArgumentParser, given: str, argv: Sequence[str]) 
     return f"{given!r} is one too many: {parser.prog} takes {', '.join(taken) or 'only options'}"
 
 
-def _choice(parser: argparse.ArgumentParser, message: str) -> str:
+def _choice(parser: argparse.ArgumentParser, message: str, argv: Sequence[str]) -> str:
     """Return a message about an invalid choice, with the nearest choice or else all of them."""
     given = message.partition("invalid choice: ")[2].partition(" (choose")[0].strip("'")
     for action in parser._actions:
         if action.choices and message.startswith(f"argument {_name(action)}:"):
             choices = [str(choice) for choice in action.choices]
+            if _name(action) == "VERB":
+                if given in ("help", "version"):
+                    return f"no such verb: {given!r}: did you mean --{given}?"
+                if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+                    return f"{argv[0]} comes after a verb, as in `hpcgnn train {argv[0]} ...`"
             meant = nearest(given, choices) or f": choose one of {', '.join(choices)}"
             name = "verb" if _name(action) == "VERB" else _name(action)
             return f"no such {name}: {given!r}{meant}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from hpcgnn import system
 from hpcgnn.cli import displays, streams
 from hpcgnn.cli.help import FIRST_STEPS, completion, explain, shape
+from hpcgnn.cli.interruption import interruption_said
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.comm.launcher import forgone, launched
@@ -209,10 +210,10 @@ class Command:
             return 0
         status: int
         if self.serial and comm is not None:
-            status = self._run_on_first(comm, self.module)
-        else:
-            if launched()[1] > 1 and comm is None:
-                self._say_alone()
+            return self._run_on_first(comm, self.module)
+        if launched()[1] > 1 and comm is None:
+            self._say_alone()
+        with interruption_said(self.verb, self.args):
             status = self.module.run(self.args, comm)
         return status
 
@@ -231,7 +232,8 @@ class Command:
             if not shared:
                 self._say_alone()
             try:
-                status = module.run(self.args, workers if shared else None)
+                with interruption_said(self.verb, self.args):
+                    status = module.run(self.args, workers if shared else None)
                 if shared and not workers.used:
                     self._say_alone()
             except Exception as caught:

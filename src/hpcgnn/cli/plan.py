@@ -280,7 +280,9 @@ def _size(size: float, args: argparse.Namespace, digits: int) -> str:
 def _refusal(found: Answer, args: argparse.Namespace) -> str:
     best = min(found.plans, key=lambda plan: plan.total)
     advice = (
-        f"use at least {found.fewest} ranks" if found.fewest else "no number of ranks would fit"
+        f"use at least {counted(found.fewest, 'rank')}"
+        if found.fewest
+        else "no number of ranks would fit"
     )
     return (
         f"does not fit: about {_size(best.total, args, 0)} per rank of "

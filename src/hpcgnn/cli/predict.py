@@ -137,12 +137,7 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
         args.checkpoint = str(path)
         # As in training, with the transports available now; nothing is kept for backward.
         where = checkpoint.config.changed(transport="auto", mode="sar")
-    fingerprint, alike = _graph_of(args, comm)
-    of_graph = "" if checkpoint is None else checkpoint.graph_fingerprint
-    # Learned embeddings belong to nodes, which a graph of the same columns need not share.
-    rows = checkpoint is not None and bool(checkpoint.rows)
-    args.any_graph |= of_graph != "" and of_graph == alike and not rows
-    split = _split(args, comm, checkpoint, fingerprint)
+    split = _split(args, comm, checkpoint, _fingerprint_of(args, comm))
     where = where.changed(device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):
         graph = open_part(args.partition, comm, where, display)
@@ -209,24 +204,23 @@ def _predict(
     }
 
 
-def _graph_of(args: argparse.Namespace, comm: Communicator) -> tuple[str, str]:
-    """Return the fingerprints of the file's graph, and of the graph it was encoded like."""
+def _fingerprint_of(args: argparse.Namespace, comm: Communicator) -> str:
+    """Return the fingerprint of the file's graph."""
     from hpcgnn.comm.agreement import agreed
     from hpcgnn.partition.load import is_graph
     from hpcgnn.storage.read.graph_file import GraphFile
     from hpcgnn.storage.read.partition_file import PartitionFile
 
-    found = ("", "")
+    found = ""
     with agreed(comm, "open the partition"):
         if comm.rank == 0:
             if comm.size == 1 and is_graph(args.partition):
                 with GraphFile(args.partition) as whole:
-                    encoding, graph = whole.read_encoding(), whole.fingerprint
+                    found = whole.fingerprint
             else:
                 with PartitionFile(args.partition) as file:
-                    encoding, graph = file.read_encoding(), file.header["graph_fingerprint"]
-            found = graph, encoding.like if encoding else ""
-    known: tuple[str, str] = comm.broadcast(found, where="open the partition")
+                    found = file.header["graph_fingerprint"]
+    known: str = comm.broadcast(found, where="open the partition")
     return known
 
 

@@ -78,6 +78,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     from hpcgnn.train.header import check_header
 
     source, run_dir = _places(args, comm)
+    args.run_dir = run_dir
     config = resolve_together(args, comm, run_dir)
     check_range("--profile", args.profile, 0, HIGHEST)
     check_header(source, comm, config)

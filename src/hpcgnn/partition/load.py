@@ -9,7 +9,7 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.loading import refuse_while_loading
 from hpcgnn.settings import check_path
@@ -71,7 +71,9 @@ def _whole(
         }
     splits = int(header.get("num_splits", 0))
     if not 0 <= split < max(splits, 1):
-        raise InputError(f"has {splits} splits, none with this number", file=path, value=split)
+        raise InputError(
+            f"has {counted(splits, 'split')}, none with this number", file=path, value=split
+        )
     owner = np.zeros(count, np.int32)
     (part,), _ = assembly.build(comm, slab, nodes, owner, 1, count)
     return load.assemble(part, comm, header, path, split=split, ring=ring, mode=mode)

@@ -35,6 +35,7 @@ MAX_WIDTH = 1 << 31
 TRAIN, VALID, TEST = 1, 2, 3
 NAMES = "nodes/original_names"
 DATASET = "encoding/json"
+EARLIER_ROW = "row_in_like"  # the named array of graphs that were read like an earlier one
 FLOATS = ("float16", "float32", "float64")
 TYPES = (*FLOATS, "int8", "int16", "int32", "int64", "uint8", "bool")  # dtypes of named arrays
 LABEL_TYPES = ("float32", "int64", "int8")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hpcgnn.errors import InputError, OutputError, warning
+from hpcgnn.errors import InputError, OutputError, counted, warning
 from hpcgnn.storage.write import atomic
 
 MAX_EPOCH = 1 << 40
@@ -283,8 +283,8 @@ def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
     last = max(found.kept, default=0)
     if last > max(epoch, until):
         raise InputError(
-            f"records {last} epochs, of which those after {epoch} would be lost: the newest good "
-            f"checkpoint is of epoch {epoch}; use --epochs {last} or more",
+            f"records {counted(last, 'epoch')}, of which those after {epoch} would be lost: "
+            f"the newest good checkpoint is of epoch {epoch}; use --epochs {last} or more",
             file=path,
         )
     if epoch and found.bad and not found.kept:
@@ -304,8 +304,8 @@ def _check_lost(path: Path, found: _Found) -> None:
         epochs = (config_of(path.parent) or {}).get("epochs")
     if found.saved or type(epochs) is not int or last >= epochs:
         raise InputError(
-            f"records {last} epochs, but no checkpoint is left to continue from: restore one, "
-            "choose another --run-dir, or move this file away to start again at epoch 1",
+            f"records {counted(last, 'epoch')}, but no checkpoint is left to continue from: "
+            "restore one, choose another --run-dir, or move this file away to start again",
             file=path,
         )
     warning(

@@ -21,7 +21,7 @@ from hpcgnn.models.build import Model, build_model
 from hpcgnn.models.demands import RELATION_READERS, check_model, content_of, facts_of
 from hpcgnn.models.settings import OWN as OWN_MODEL
 from hpcgnn.settings import check_path
-from hpcgnn.storage.schema import PREDICTIONS
+from hpcgnn.storage.schema import EARLIER_ROW, PREDICTIONS
 from hpcgnn.storage.write.atomic import check_output_together
 from hpcgnn.tasks.build import find_task
 from hpcgnn.tasks.classes import MultiClass
@@ -43,11 +43,12 @@ from hpcgnn.train.checkpoint.store import best_or_last
 from hpcgnn.train.config import Config
 from hpcgnn.train.label_propagation import check_known_labels, class_rows, smoothed
 from hpcgnn.train.learned import OF_TASK, Learned
+from hpcgnn.train.matched_rows import matched_rows
 from hpcgnn.train.optimisation import configure
 from hpcgnn.train.own_model import ModelFile
 from hpcgnn.train.prediction import Prediction, node_ids, scored
 from hpcgnn.train.prediction_writing import write_predictions
-from hpcgnn.train.user_names import FindNodeIds, node_texts, read_pairs
+from hpcgnn.train.user_names import FindNodeIds, encoding_of, node_texts, read_pairs
 
 
 def read_checkpoint(place: Path, comm: Communicator) -> tuple[Path, Checkpoint]:
@@ -73,7 +74,8 @@ class Predictor:
 
     Args:
         path: the file that `checkpoint` was read from.
-        any_graph: accept a checkpoint of another graph.
+        any_graph: accept a checkpoint of another graph, not only of that which this one was read
+            like.
         model: the trained module, if it was made by a Python program; on the command line it is
             that of `model_file`.
         model_file: the file of a user's model; without it, no such file is run.
@@ -97,18 +99,8 @@ class Predictor:
         task: Any = None,
     ) -> None:
         self.checkpoint, config = checkpoint, checkpoint.config
-        same = self.checkpoint.graph_fingerprint == graph.graph_fingerprint
-        if not same and not any_graph:
-            how = ", its learned embeddings by the numbers of the nodes" if checkpoint.rows else ""
-            raise InputError(
-                f"was trained on another graph ({self.checkpoint.graph_fingerprint}, not "
-                f"{graph.graph_fingerprint}); --any-graph applies it anyway{how}",
-                file=path,
-            )
-        if not same:
-            _compare_kinds(graph, checkpoint, path)
-            if checkpoint.rows:
-                _say_rows(graph)
+        by_id = _compare_graphs(graph, checkpoint, path, any_graph=any_graph)
+        matched = matched_rows(path, graph) if by_id and checkpoint.rows else None
         self.graph = graph = configure(graph, config)
         self.task = _task(graph, checkpoint, path) if task is None else as_task(task)
         self.graph = graph = self.task.prepare(graph)
@@ -123,7 +115,7 @@ class Predictor:
         self.model = model.to(self.device)
         learned = Learned(self.model, self.task.module)
         with agreed(graph.ring.comm, "restore the checkpoint"), torch.no_grad():
-            sharded = restored_rows(learned, checkpoint, graph, path)
+            sharded = restored_rows(learned, checkpoint, graph, path, matched)
             restore_model(learned, _of(learned, checkpoint), sharded, path)
             averages = restored_average(learned, checkpoint, sharded, path)
             for name, parameter in learned.named_parameters():
@@ -230,7 +222,8 @@ def predict(
         task: the program's task, which turns the output into predictions and scores them.
         out: OUT.h5, OUT.parquet, OUT.csv or OUT.npz, in the original order of the nodes; None:
             not written.
-        any_graph: accept a checkpoint of another graph.
+        any_graph: accept a checkpoint of another graph, not only of that which this one was read
+            like.
         force: replace former predictions.
 
     Raises:
@@ -269,6 +262,43 @@ def predict(
                 texts = node_texts(graph, None, named_by=result.named_by, trained_on=trained_on)
         write_predictions(Path(out), graph, result.rows, attributes, texts, result.numbers)
     return result
+
+
+def _compare_graphs(
+    graph: PartitionedGraph, checkpoint: Checkpoint, path: Path, *, any_graph: bool
+) -> bool:
+    """Return whether learned rows are found by the nodes' ids; else by their numbers. Collective.
+
+    Raises:
+        InputError: it is another graph than that trained on, and was not read like it.
+    """
+    trained_on = checkpoint.graph_fingerprint
+    if trained_on == graph.graph_fingerprint:
+        return False
+    alike = trained_on != "" and trained_on == _read_like(graph)
+    by_id = alike and EARLIER_ROW in graph.nodes
+    if not any_graph and (not alike or (checkpoint.rows and not by_id)):
+        how = ", its learned embeddings by the numbers of the nodes" if checkpoint.rows else ""
+        raise InputError(
+            f"was trained on another graph ({trained_on}, not {graph.graph_fingerprint}); "
+            f"--any-graph applies it anyway{how}",
+            file=path,
+        )
+    _compare_kinds(graph, checkpoint, path)
+    if checkpoint.rows and not by_id:
+        _say_rows(graph)
+    return by_id
+
+
+def _read_like(graph: PartitionedGraph) -> str:
+    """Return the fingerprint of the graph that this one was read like, or "". Collective."""
+    like = ""
+    with agreed(graph.comm, "compare the graphs"):
+        if graph.comm.rank == 0 and graph.file is not None:
+            encoding = encoding_of(graph.file, graph)
+            like = "" if encoding is None else encoding.like
+    found: str = graph.comm.broadcast(like, where="compare the graphs")
+    return found
 
 
 def _compare_kinds(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> None:

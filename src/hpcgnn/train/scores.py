@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks.settings import larger_is_better, shown
 from hpcgnn.tasks.task import SPLITS, Task
@@ -203,7 +203,7 @@ class Progress:
         """Return why training ended, as shown by `report`."""
         if not self.ran_out(patience):
             return "finished"
-        waited = f"no better validation score for {self.waited} epochs"
+        waited = f"no better validation score for {counted(self.waited, 'epoch')}"
         return f"finished by --patience {patience}: {waited}"
 
     def best_line(self, metric: str, nothing: str, epoch: int) -> str:

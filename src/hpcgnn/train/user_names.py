@@ -63,6 +63,16 @@ def _opened(file: Path, graph: PartitionedGraph) -> Iterator[Reader]:
         yield reader
 
 
+def encoding_of(file: Path, graph: PartitionedGraph) -> Encoding | None:
+    """Return how the tables of the graph in its file were encoded, or None.
+
+    Raises:
+        InputError: the file is damaged, or has been replaced.
+    """
+    with _opened(file, graph) as reader:
+        return read_encoding(open_encoding(reader))
+
+
 @dataclass
 class NodeTexts:
     """The class names, and the nodes to write; on the rank that writes.

@@ -52,6 +52,15 @@ def test_arrays_named_as_in_pytorch_geometric(convert, refused, tmp_path, capfd)
     said = refused(path)
     assert "node_class: looks like labels of the nodes: call it labels" in said
     assert convert(path, "--leave-out", "node_class").nodes.labels is None
+    few = {"train_mask": MASKS["train_mask"], "validation_mask": MASKS["val_mask"]}
+    np.savez(path, x=X, y=Y, edge_index=PAIRS, **few)
+    said = refused(path)
+    assert "validation_mask: looks like the valid set of the nodes: call it val_mask, or" in said
+    convert(path, "--leave-out", "validation_mask")
+    np.savez(path, x=X, y=Y, edge_index=PAIRS, testing_nodes=np.arange(2), test_year=Y)
+    assert "testing_nodes: looks like the test set of the nodes: call it test_mask" in refused(path)
+    np.savez(path, x=X, y=Y, edge_index=PAIRS, **MASKS, test_rows=MASKS["test_mask"])
+    convert(path)  # the test set is known
     np.savez(path, x=X, features=X, edge_index=PAIRS)
     assert "holds both features and x, which have the same meaning" in refused(path)
     assert "for --leave-out (found 'z')" in refused(path, "--leave-out", "z")

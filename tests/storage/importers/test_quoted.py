@@ -46,7 +46,7 @@ def test_tables_with_multi_line_texts(tmp_path, monkeypatch, piece):
     [
         ('id,x\n"a\nb",1\nq,\n', "line 4, x: is missing"),
         ('id,x\n"a\nb",1\n"a\nb",2\n', "line 4: is listed twice"),
-        ('id,x\n"a\n\nb",1\nq\n', "line 5: has 1 columns, but the first line has 2"),
+        ('id,x\n"a\n\nb",1\nq\n', "line 5: has 1 column, but the first line has 2"),
         ('id,x\n"a\nb"c,1\nq,2\n', "line 2: has a quote that is not closed"),
         ('id,x\np,"1\nq,2\nr,"3\n', "line 2: has a quote that is not closed"),
     ],

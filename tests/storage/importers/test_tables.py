@@ -217,7 +217,7 @@ LONG = "a,b\n7,8\n7," + "1" * 200_000
     ("edges", "nodes", "options", "message"),
     [
         ("a,b\np,z\n", None, (), "e.csv, line 2: an edge ends at a node that is not"),
-        ("a,b\np,q\np\n", None, (), "line 3: has 1 columns, but the first line has 2"),
+        ("a,b\np,q\np\n", None, (), "line 3: has 1 column, but the first line has 2"),
         ("a,b\np,q\n,q\n", None, (), "line 3 is null or empty"),
         ('a,b\np,q\n"p,q\n', None, (), "line 3: has a quote that is not closed"),
         ("a,b,w\np,q,1\n\np,q,x\n", None, ("--weight", "w"), "line 4: w: is not a number"),
@@ -472,3 +472,21 @@ def test_ids_that_look_like_numbers(made, tmp_path):
     bare = write(tmp_path / "f.csv", "# two people\nann,bob\nbob,eve\n")
     columns = ("--no-header", "--source", 1, "--target", 2)
     assert names(made(bare, *columns)) == ["ann", "bob", "eve"]
+
+
+@pytest.mark.parametrize("form", ["u{}", "{}"])
+def test_files_with_a_row_for_each_node_follow_the_table_of_nodes(made, refused, tmp_path, form):
+    ids = [form.format(k) for k in (907, 11, 305)]
+    edges, nodes = tmp_path / "edges.csv", tmp_path / "nodes.csv"
+    edges.write_text(f"source,target\n{ids[0]},{ids[1]}\n{ids[2]},{ids[1]}\n")
+    nodes.write_text("id,x\n" + "".join(f"{id},{k}\n" for k, id in enumerate(ids)))
+    np.save(tmp_path / "p.npy", np.array([5.0, 6.0, 7.0]))
+    array = ("--node-array", f"p={tmp_path / 'p.npy'}")
+    with GraphFile(made(edges, nodes, "--nodes", "1", "--features", "x", *array)) as graph:
+        assert graph.read_nodes(0, 3).named["p"].tolist() == [5, 6, 7]
+        assert graph.read_rows(0, 3).indices.tolist() == [0, 2]
+    np.save(tmp_path / "p.npy", np.zeros(4))
+    said = refused(edges, "--nodes", str(nodes), "--features", "x", *array)
+    assert "p.npy" in said and "more rows than there are nodes (3)" in said
+    if form != "{}":
+        assert "list the nodes in a table, --nodes TABLE" in refused(edges, *array)

@@ -115,7 +115,12 @@ def test_features_and_labels_by_node_type(convert, refused, tmp_path, capfd):
     convert(path, "--leave-out", "place.feat")
     assert "ignored: place.feat" in capfd.readouterr().err
     assert "for --leave-out (found 'feat')" in refused(path, "--leave-out", "feat")
-    del found["paper"].y, kept.feat
+    found["paper"].dev_mask = torch.ones(5, dtype=torch.bool)
+    del kept.feat
+    torch.save(found, path)
+    said = "looks like the valid set of the nodes: call it val_mask, or use --leave-out paper.dev_"
+    assert said in refused(path)
+    del found["paper"].y, found["paper"].dev_mask
     found["paper"].label = torch.from_numpy(Y)
     torch.save(found, path)
     assert "paper.label: looks like labels of the nodes: call it y" in refused(path)

@@ -31,7 +31,7 @@ VALUES: dict[str, object] = {
 # Refused before the checkpoint is read, or without a GPU; the message names the setting too.
 OTHERWISE = {
     "model_args": "--model-args is for a --model of your own",
-    "split": "has 1 splits, none with this number",
+    "split": "has 1 split, none with this number",
     "target": "no array of this name",
     "positive_weights": "--positive-weights is for --task",
     **{
@@ -122,7 +122,7 @@ def test_predict_refuses_options_that_contradict_the_checkpoint(comm, run, tmp_p
     for given, words in (
         ([graph, "--model", "net.py:Net"], "--model is for a checkpoint of a model of your own"),
         ([graph, "--model-args", "width=4"], "--model-args is for a checkpoint of a model of y"),
-        ([graph, "--split", 3], "has 1 splits, none with this number"),
+        ([graph, "--split", 3], "has 1 split, none with this number"),
         ([wide], "was trained on another graph"),
         ([wide, "--any-graph"], r"has shape \(.*, 5\), the model needs \(.*, 9\)"),
     ):

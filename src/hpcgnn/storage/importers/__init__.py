@@ -128,6 +128,8 @@ def _guess(path: Path) -> str:
     }
     if suffix in _REMEDIES:
         raise InputError(f"{suffix[1:]} is not supported: {_REMEDIES[suffix]}", file=path)
+    if suffix not in known and not path.exists():
+        raise InputError("no such file", file=path)
     if suffix not in known:
         raise InputError(
             f"the format can't be guessed from the name: add --format {'|'.join(FORMATS)}",

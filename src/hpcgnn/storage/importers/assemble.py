@@ -16,6 +16,7 @@ from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.draws import key_of, unit
 from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.columns import write_nodes
+from hpcgnn.storage.importers.earlier_rows import earlier_rows
 from hpcgnn.storage.importers.edge_records import Spooled, spool_edges
 from hpcgnn.storage.importers.ids import (
     IdTable,
@@ -24,10 +25,11 @@ from hpcgnn.storage.importers.ids import (
     ids_by_row,
     rows_of_edges,
 )
+from hpcgnn.storage.importers.names import NameStore
 from hpcgnn.storage.importers.row_lists import RowChunk, RowRules, row_chunks
 from hpcgnn.storage.importers.source import Column, Source
 from hpcgnn.storage.importers.spool import Records, Scratch
-from hpcgnn.storage.schema import TEST, TRAIN, VALID
+from hpcgnn.storage.schema import EARLIER_ROW, TEST, TRAIN, VALID
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
 _ALL_LOOPS = "every edge is a self-loop: no node receives a message from another"
@@ -146,6 +148,7 @@ def assemble(
         with display.stage("number the nodes"):
             trusted = treatment.trust_num_nodes
             num_nodes, table, edges = _number(source, spooled, scratch, trusted=trusted)
+        _add_earlier_rows(source, table, num_nodes, scratch)
         _check_number(num_nodes, edges.count, source, treatment)
         _check_space(num_nodes, edges.count, source, out)
         rules = _rules(source, treatment, relations)
@@ -176,6 +179,18 @@ def assemble(
             _write_ids(writer, source, table, scratch)
             if source.encoding is not None:
                 writer.write_encoding(source.encoding)
+
+
+def _add_earlier_rows(
+    source: Source, table: IdTable | None, num_nodes: int, scratch: Scratch
+) -> None:
+    if source.earlier is None:
+        return
+    if EARLIER_ROW in source.nodes.arrays:
+        raise InputError(f"--like stores an array {EARLIER_ROW}: name yours otherwise")
+    store = source.names if isinstance(source.names, NameStore) else None
+    rows = earlier_rows(source.earlier, store, table, num_nodes, scratch)
+    source.nodes.arrays[EARLIER_ROW] = Column(source.file, EARLIER_ROW, rows)
 
 
 def _write_lists(
@@ -241,7 +256,8 @@ class _Joined:
     def notes(self) -> list[str]:
         total = self._has_edges_N.size
         alone = total - int(self._has_edges_N.sum())
-        return [f"{alone:,} of {counted(total, 'node')} have no edges"] if alone else []
+        have = "has" if alone == 1 else "have"
+        return [f"{alone:,} of {counted(total, 'node')} {have} no edges"] if alone else []
 
 
 def _only_loops(chunk: RowChunk, first: int) -> bool:

@@ -270,7 +270,9 @@ def _counted(source: Source, edges: Iterator[EdgeChunk], announced: int) -> Iter
         found += chunk.source.shape[0]
         yield chunk
     if found != announced:
-        source.notes.append(f"its header announces {announced:,} edges, and {found:,} follow")
+        source.notes.append(
+            f"its header announces {counted(announced, 'edge')}, and {found:,} follow"
+        )
 
 
 def _two_sides(paths: list[Path], options: ImportOptions, konect: re.Match[bytes]) -> Source:

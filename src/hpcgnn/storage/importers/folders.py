@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.settings import named_once
 from hpcgnn.storage.importers.arrays import Archive, ArraySource
 from hpcgnn.storage.importers.csr import scipy_matrix
@@ -94,9 +94,18 @@ def attach(source: Source, nodes: Nodes, known: int | None, options: ImportOptio
     """
     wanted = known if options.num_nodes is None else options.num_nodes
     for number, whose in ((known, "the files of node columns"), (source.num_nodes, "the source")):
-        if None not in (number, wanted) and number != wanted:
-            raise InputError(f"{whose} describe {number} nodes, not {wanted}", file=source.file)
-    if source.num_nodes is None and nodes.ids is None:
+        if number is not None and wanted is not None and number != wanted:
+            raise InputError(
+                f"{whose} describe {counted(number, 'node')}, not {wanted}", file=source.file
+            )
+    listed = source.nodes.ids is not None  # by a table of the nodes, or as texts at ends of edges
+    if known is not None and source.names is not None and not source.lists_nodes:
+        raise InputError(
+            "names its nodes by texts, so that files with a row for each node can't be matched: "
+            "list the nodes in a table, --nodes TABLE",
+            file=source.file,
+        )
+    if source.num_nodes is None and nodes.ids is None and (not listed or options.num_nodes):
         source.num_nodes = wanted
     made = source.nodes.split_ratio is not None
     if made and source.nodes.split is not None:

@@ -22,6 +22,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.arrays import Archive, ArraySource
 from hpcgnn.storage.importers.csr import (
@@ -70,6 +72,29 @@ LOOK_ALIKE = {  # other programs' names for these arrays, as whole words
     "features": re.compile(r"(?i)(^|_)(x|feats?|features?|attrs?|attributes?|emb\w*)(_|$)"),
     "labels": re.compile(r"(?i)(^|_)(y|labels?|class(es)?|targets?)(_|$)"),
 }
+_SET_LOOK_ALIKE = {
+    "train": re.compile(r"(?i)(^|_)train(ing)?(_|$)"),
+    "valid": re.compile(r"(?i)(^|_)(val|valid|validation|dev)(_|$)"),
+    "test": re.compile(r"(?i)(^|_)test(ing)?(_|$)"),
+}
+_ROWS_OF_SET = re.compile(r"(?i)(^|_)(mask|idx|index|indices|ids|nodes|set|split)(_|$)")
+
+
+def set_like(name: str, values: ArraySource | np.ndarray, num_nodes: int | None) -> str | None:
+    """Return the set (train, valid, test) of nodes that an array looks like, or None."""
+    if "edge" in name or not values.ndim:
+        return None
+    mask = values.dtype.kind == "b" and num_nodes in (None, values.shape[0])
+    rows = values.dtype.kind in "iu" and values.ndim == 1 and bool(_ROWS_OF_SET.search(name))
+    if not (mask or rows):
+        return None
+    return next((part for part, like in _SET_LOOK_ALIKE.items() if like.search(name)), None)
+
+
+def other_name(part: str, name: str) -> str:
+    """Return the message about an array of such a name."""
+    right = f"{'val' if part == 'valid' else part}_mask"
+    return f"looks like the {part} set of the nodes: call it {right}, or use --leave-out {name}"
 
 
 class _Members:
@@ -125,6 +150,14 @@ class _Members:
                         f"{name}",
                         array.shape,
                     )
+
+    def refuse_set_look_alikes(self, num_nodes: int | None) -> None:
+        """Refuse sets of nodes that would be ignored because of their name."""
+        for name in self.archive.names:
+            array = self.archive[name]
+            part = None if name in self.used else set_like(name, array, num_nodes)
+            if part is not None and not self.has(part):
+                raise array.error(other_name(part, name), array.shape)
 
     def has(self, name: str) -> bool:
         return any(known in self.archive for known in (name, *_NAMES.get(name, ())))
@@ -182,11 +215,13 @@ def read_archive(archive: Archive, options: ImportOptions) -> Source:
         listed = ", ".join(f"{name} {number}" for name, number in known.items())
         raise InputError(f"its arrays disagree on the number of nodes: {listed}", file=path)
     relations = members.integer("num_relations")
-    members.refuse_look_alikes(nodes, next(iter(known.values()), None))
+    number = next(iter(known.values()), None)
+    members.refuse_look_alikes(nodes, number)
+    members.refuse_set_look_alikes(number)
     return Source(
         path,
         edges,
-        num_nodes=next(iter(known.values()), None),
+        num_nodes=number,
         num_relations=relations,
         num_edges=num_edges,
         rows_as_given=rows_as_given,

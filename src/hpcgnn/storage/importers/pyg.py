@@ -14,7 +14,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import torch_files
 from hpcgnn.storage.importers.arrays import MemoryArchive, MemoryArray
 from hpcgnn.storage.importers.listed_ids import IDS, ListedNames, is_listed, like_ids
-from hpcgnn.storage.importers.npz import LOOK_ALIKE, read_archive
+from hpcgnn.storage.importers.npz import LOOK_ALIKE, other_name, read_archive, set_like
 from hpcgnn.storage.importers.pairs import edges_from, pair_column
 from hpcgnn.storage.importers.source import Column, ImportOptions, NodeSplit, Source
 from hpcgnn.storage.importers.table_options import listed
@@ -288,6 +288,13 @@ def _refuse_look_alikes(path: Path, nodes: dict[str, dict[str, np.ndarray]]) -> 
                         dataset=f"{kind}.{name}",
                         value=values.shape,
                     )
+    for kind, arrays in nodes.items():
+        known = {_SETS[name] for name in arrays.keys() & _SETS.keys()}
+        for name in sorted(arrays.keys() - _SETS.keys()):
+            part = set_like(name, arrays[name], None)
+            if part is not None and part not in known:
+                full = f"{kind}.{name}"
+                raise InputError(other_name(part, full), file=path, dataset=full)
 
 
 def _typed_nodes(

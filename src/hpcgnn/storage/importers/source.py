@@ -162,7 +162,9 @@ class Source:
         notes: one-line notes to the user.
         names: the texts that the ids stand for.
         encoding: how the columns of tables were encoded; complete when all is written.
+        lists_nodes: tables list all nodes, in the order of the rows.
         begin: called once, with the `Scratch` to use, before anything is read.
+        earlier: a graph in which some of the nodes are, by their ids; their rows there are stored.
     """
 
     file: Path
@@ -178,7 +180,9 @@ class Source:
     notes: list[str] = field(default_factory=list)
     names: NodeNames | None = None
     encoding: Encoding | None = None
+    lists_nodes: bool = False
     begin: Callable[[Any], None] | None = None
+    earlier: Path | None = None
     counted: bool = field(init=False)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,9 @@ class TextForm:
     missing: tuple[str, ...] = ()
 
 
+_NO_COLUMNS = ("split_ratio", "seed", "columns", "like_graph")
+
+
 @dataclass(frozen=True)
 class TableOptions:
     """What the columns of tables are used for; None or empty: as in `like`, or unused.
@@ -51,6 +54,7 @@ class TableOptions:
         columns: source, target and weight were given together: no other weight is looked for.
         form: how text files hold the tables.
         like: the encoding of an earlier graph, to be followed; its `like` names that graph.
+        like_graph: the file of that graph, if the rows of its nodes are to be stored.
     """
 
     nodes: tuple[Path, ...] = ()
@@ -77,11 +81,12 @@ class TableOptions:
     columns: bool = False
     form: TextForm = field(default_factory=TextForm)
     like: Encoding | None = None
+    like_graph: Path | None = None
 
     def given(self) -> list[str]:
         """Return the command-line names of the options about columns of tables that were given."""
         usual = TableOptions()
-        names = [f.name for f in fields(self) if f.name not in ("split_ratio", "seed", "columns")]
+        names = [f.name for f in fields(self) if f.name not in _NO_COLUMNS]
         given = [name for name in names if getattr(self, name) != getattr(usual, name)]
         shown = {"text_ids": "string_ids", "label_values": "label", "form": "delimiter"}
         shown["edge_label_values"] = "edge_labels_as"

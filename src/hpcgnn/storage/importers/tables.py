@@ -100,7 +100,9 @@ def source_of(
         nodes=reading.nodes,
         names=reading.store,
         encoding=reading.encoding,
+        lists_nodes=bool(reading.node_tables),
         begin=reading.begin,
+        earlier=tables.like_graph,
     )
     if typed is not None:
         encoding = reading.encoding

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.storage.importers import cells
 from hpcgnn.storage.importers.cells import INTEGER, LIST, NUMBER, TEXT, TIME
 from hpcgnn.storage.importers.quoted import lines_of, masked, rows_of, whole_values
@@ -260,7 +260,8 @@ class TextTable:
                 line = re.sub(rb"[ \t]+", b" ", line).strip()
             fields = self._split(block, number, line)
             if len(fields) != len(self.names):
-                text = f"has {len(fields)} columns, but the first line has {len(self.names)}"
+                found, first = counted(len(fields), "column"), len(self.names)
+                text = f"has {found}, but the first line has {first}"
                 if line[:1] in (b"#", b"%"):
                     text += f": --comment {line[:1].decode()!r} skips lines that begin with it"
                 elif fields[-1] == "" and len(fields) == len(self.names) + 1:

@@ -14,7 +14,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import pick_device
 from hpcgnn.comm.ring import Ring
 from hpcgnn.comm.transport.choice import choose_transport
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import SparseRows
 from hpcgnn.graph.kinds import KindNames
@@ -62,7 +62,7 @@ def load_partition(
         check_ranks(file.num_parts, comm, path)
         if not 0 <= split < max(int(header.get("num_splits", 0)), 1):
             raise InputError(
-                f"has {header.get('num_splits', 0)} splits, none with this number",
+                f"has {counted(header.get('num_splits', 0), 'split')}, none with this number",
                 file=path,
                 value=split,
             )

@@ -94,9 +94,16 @@ def check_stored(model: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> 
 
 
 def restored_rows(
-    learned: Learned, checkpoint: Checkpoint, graph: PartitionedGraph, path: Path
+    learned: Learned,
+    checkpoint: Checkpoint,
+    graph: PartitionedGraph,
+    path: Path,
+    matched: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Return this rank's rows of sharded parameters; empty without such parameters.
+
+    Args:
+        matched: the rows, if the graph is a later one, whose nodes were found by their ids.
 
     Raises:
         InputError: the checkpoint has rows that the model lacks, or of another dtype or width; a
@@ -107,6 +114,8 @@ def restored_rows(
     check_rows(checkpoint.rows, forms, path)
     if not names:
         return {}
+    if matched is not None:
+        return matched
     same = checkpoint.graph_fingerprint == graph.graph_fingerprint
     node_ids = graph.node_ids.cpu().numpy()
     return read_sharded(path, node_ids, graph.num_nodes if same else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.models.demands import (
     Content,
     Facts,
@@ -187,7 +187,7 @@ def _check(config: Config, counts: Counts, reader: Reader, prefixes: list[str]) 
         raise InputError(str(error), file=reader.path) from None
     if config.training.split >= max(counts.num_splits, 1):
         raise InputError(
-            f"has {counts.num_splits} splits, none with this number",
+            f"has {counted(counts.num_splits, 'split')}, none with this number",
             file=reader.path,
             value=config.training.split,
         )
