@@ -32,7 +32,7 @@ _PLAIN_TORCH = 8  # times as many gathers as a sum, for messages edge by edge
 # Steps of a layer's pass; of the rest of training (loss, sum of gradients, Adam); of evaluation.
 _STEPS, _OTHER_STEPS = {"gcn": 1.0, "sage": 1.2}, 2.6
 _TRAINING_STEPS, _EVALUATION_STEPS = 3.0, 2.0
-_SLAB_STEPS = (0.32, 0.64)  # of a slab of pairs of a relation and a node, forward and backward
+_SLAB_STEPS = (0.08, 0.16)  # of a slab of pairs of a relation and a node, forward and backward
 _LOSS_ROWS = 12  # numbers per output
 _ADAM_ROWS = 12  # numbers per parameter
 
