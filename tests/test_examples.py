@@ -200,9 +200,13 @@ def test_a_pyg_script_is_ported_by_changing_its_imports(comm, shared_path, tmp_p
     assert expected[-1] < 0.9 * expected[0]
 
 
-def test_the_ported_script_runs(comm, shared_path, monkeypatch):
+def test_the_ported_script_runs(comm, shared_path, tmp_path):
     pytest.importorskip("torch_geometric")
-    script = load("moved_from_pyg")
+    text = (EXAMPLES / "moved_from_pyg.py").read_text()
+    assert "epochs=100, patience=20" in text
+    brief = tmp_path / "brief.py"
+    brief.write_text(text.replace("epochs=100, patience=20", "epochs=20, patience=4"))
+    script = runpy.run_path(str(brief), run_name="example")
     small = script["make_graph"](nodes=200)
     script["main"].__globals__["make_graph"] = lambda: small
     script["main"](comm, str(shared_path))
@@ -210,4 +214,4 @@ def test_the_ported_script_runs(comm, shared_path, monkeypatch):
     lines = (shared_path / "predictions.csv").read_text().splitlines()
     assert lines[0].startswith("original_id,class,")
     assert [int(line.split(",")[0]) for line in lines[1:]] == small.original_id.tolist()
-    assert 20 <= len(records(shared_path / "run")) <= 100
+    assert 4 < len(records(shared_path / "run")) <= 20

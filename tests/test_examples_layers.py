@@ -42,6 +42,7 @@ def trained(name: str, comm: Communicator, folder: Path, **sizes: int) -> list[d
     return records(folder)
 
 
+@pytest.mark.several_ranks
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("name", "sizes"), [("mesh_regression", {"side": 9}), ("heterogeneous", {"papers": 120})]

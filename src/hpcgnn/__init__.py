@@ -5,7 +5,7 @@
     def main(comm):                                         # on every rank of 4
         graph = hpcgnn.load_partition("graph.p4.h5", comm)
         model = Net(128, 64)                                # a torch module, called (graph, x)
-        task = hpcgnn.tasks.find_task(graph)        # as the labels are
+        task = hpcgnn.tasks.find_task(graph)    # classes or values, as the labels are
         hpcgnn.Trainer(graph, model, task, run_dir="runs/net", epochs=100).run()
 
     hpcgnn.run(main)

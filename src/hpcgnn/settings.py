@@ -162,7 +162,7 @@ def parse_size(text: str) -> int:
 
 
 def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The `object_pairs_hook` of JSON that people write: `json` would keep the last of equal names.
+    """Return a JSON object of these pairs; `json` itself would keep the last of equal names.
 
     Raises:
         ValueError: a name occurs twice.

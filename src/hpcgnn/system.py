@@ -234,3 +234,15 @@ def processes() -> dict[int, ProcessState]:
     numbers = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     states = {number: ProcessState.of(number) for number in numbers}
     return {number: state for number, state in states.items() if state is not None}
+
+
+def environment_of(pid: int) -> dict[str, str] | None:
+    """Return the environment a process started with; empty if it has ended, None if unreadable."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    except PermissionError:
+        return None
+    except OSError:
+        return {}
+    pairs = (entry.partition("=") for entry in text.split("\0"))
+    return {name: value for name, _, value in pairs}

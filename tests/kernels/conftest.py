@@ -17,7 +17,7 @@ def emulated(monkeypatch, pytestconfig) -> Emulator:
         pytest.skip("no g++ to compile the CUDA sources with")
     emulator = Emulator(pytestconfig.cache.mkdir("emulator"))
     monkeypatch.setattr(launch, "_start", emulator.start)
-    monkeypatch.setattr(checks, "REAL", checks.REAL + checks.SHORT)
+    monkeypatch.setattr(checks, "REAL", checks.REAL + checks.HALF_PRECISION)
     for face in ("sums", "gat", "chunks", "dropout"):
         monkeypatch.setattr(f"hpcgnn.kernels.{face}.backend", lambda device: cuda)
     return emulator

@@ -23,15 +23,15 @@ def loops_come_with_the_first_edges(
     scoring = kernels.Scoring(0.2, kernels.EdgeDropout(p, 1, 2, 3, ids, ids))
     sources = kernels.Sources(z, s)
     pointer = torch.arange(count + 1, device=device)
-    loops = Block(0, count, None, pointer[:-1], pointer[1:], pointer[:-1].to(torch.int32))
+    self_loops = Block(0, count, None, pointer[:-1], pointer[1:], pointer[:-1].to(torch.int32))
     parts = [kernels.picked(block, rows) for rows in torch.randperm(count).to(device).split(15)]
     parts = [kernels.picked(block, part.rows.long().sort().values) for part in parts]
 
     apart = kernels.RunningSoftmax.zeros(count, heads, width, dtype=z.dtype, device=z.device)
-    for part in (loops, block):
+    for part in (self_loops, block):
         kernels.gat_forward(part, sources, t, apart, scoring)
     unset = [torch.full((count, n), torch.nan, device=device) for n in (heads, heads, width)]
-    together = kernels.RunningSoftmax(*unset, loops=True)
+    together = kernels.RunningSoftmax(*unset, self_loops=True)
     for part in parts:
         kernels.gat_forward(part, sources, t, together, scoring)
     for name in ("row_max", "row_sum", "out"):
@@ -45,8 +45,8 @@ def loops_come_with_the_first_edges(
         rows = torch.full_like(z, torch.nan if settings else 0.0)
         return kernels.GATGradients(rows, *scalars, **settings)
 
-    one, other = zeros(), zeros(loops=True, adds=False)
-    for part in (loops, block):
+    one, other = zeros(), zeros(self_loops=True, adds=False)
+    for part in (self_loops, block):
         kernels.gat_backward(part, destinations, sources, one, scoring)
     for part in parts:
         kernels.gat_backward(part, destinations, sources, other, scoring)

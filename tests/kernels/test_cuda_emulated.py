@@ -29,7 +29,7 @@ from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import matrix, random_edges
 
 DTYPES = [torch.float32, torch.float64]
-SHORT = [torch.float16, torch.bfloat16]
+HALF_PRECISION = [torch.float16, torch.bfloat16]
 EPSILON = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 pytestmark = pytest.mark.usefixtures("emulated")
@@ -213,9 +213,9 @@ def test_order_of_threads_changes_nothing(emulated, short_rows):
         assert all(map(torch.equal, first, everything()))
 
 
-@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
 @pytest.mark.parametrize("width", [5, 18, 64])
-def test_sums_of_short_numbers(width, dtype, short_rows):
+def test_sums_in_half_precision(width, dtype, short_rows):
     edges = random_edges(13, 9, 70, weighted=True)
     x = matrix(9, width, dtype, 1, pad=0)
     exact = sums.product(edges, x)
@@ -242,7 +242,7 @@ def _maximum(edges, x):
     return best.scatter_reduce(0, index, x[edges.source], "amax", include_self=False)
 
 
-@pytest.mark.parametrize("dtype", SHORT)
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
 @pytest.mark.parametrize("width", [3, 8, 40])
 def test_rows_are_packed_and_added_and_dropped(width, dtype):
     rows = torch.tensor([4, 0, 6], dtype=torch.int32)
@@ -263,9 +263,9 @@ def test_rows_are_packed_and_added_and_dropped(width, dtype):
     assert torch.equal(out, (x.float() * mask).to(dtype))
 
 
-@pytest.mark.parametrize("kind", SHORT)
+@pytest.mark.parametrize("kind", HALF_PRECISION)
 @pytest.mark.parametrize(("heads", "channels"), [(2, 64), (3, 10), (1, 47), (4, 8), (1, 300)])
-def test_attention_of_short_numbers(heads, channels, kind):
+def test_attention_in_half_precision(heads, channels, kind):
     """The same as float32 attention of the rounded numbers, to float32 rounding."""
     edges = random_edges(11, 8, 60)
     columns, width = 8, heads * channels
@@ -305,8 +305,8 @@ def test_attention_of_short_numbers(heads, channels, kind):
             found += grads
         return found
 
-    for short, wide in zip(run(kind), run(torch.float32), strict=True):
-        assert torch.allclose(short, wide, atol=1e-4 * float(wide.abs().max()))
+    for half, wide in zip(run(kind), run(torch.float32), strict=True):
+        assert torch.allclose(half, wide, atol=1e-4 * float(wide.abs().max()))
 
 
 def test_every_kernel_of_the_self_test(monkeypatch):

@@ -61,7 +61,7 @@ def test_outer_products_of_very_many_equal_rows_do_not_drift():
     assert (out.double() / exact - 1).abs().max() < 2e-5
 
 
-SHORT_SHAPES = [*SHAPES, (29, 1100, 70), (400, 513, 6)]
+BF16_SHAPES = [*SHAPES, (29, 1100, 70), (400, 513, 6)]
 
 
 @pytest.fixture(params=cpu_library.supported())
@@ -76,7 +76,7 @@ def instruction_set(request, monkeypatch):
         cache.cache_clear()
 
 
-@pytest.mark.parametrize(("rows", "deep", "width"), SHORT_SHAPES)
+@pytest.mark.parametrize(("rows", "deep", "width"), BF16_SHAPES)
 def test_products_in_bfloat16_round_only_operands(instruction_set, rows, deep, width):
     """Compare with float64 products of rounded operands, whichever operand is given rounded."""
     torch.manual_seed(rows)
@@ -102,7 +102,7 @@ def test_products_in_bfloat16_round_only_operands(instruction_set, rows, deep, w
         assert torch.equal(part, out[low : low + 7])
 
 
-@pytest.mark.parametrize(("rows", "deep", "width"), SHORT_SHAPES)
+@pytest.mark.parametrize(("rows", "deep", "width"), BF16_SHAPES)
 def test_outer_products_in_bfloat16_round_only_operands(instruction_set, rows, deep, width):
     torch.manual_seed(rows)
     a, b, before = random(rows, deep), random(rows, width, pad=1), random(deep, width)
@@ -150,5 +150,5 @@ def test_operands_that_do_not_fit_are_refused():
     with pytest.raises(InputError, match="weights"):
         kernels.pack_weights(torch.ones(3, 2).double())
     with pytest.raises(InputError, match=r"out must be torch\.float32"):
-        short = kernels.pack_weights(torch.ones(3, 2).bfloat16())
-        kernels.product(torch.ones(4, 3), short, torch.ones(4, 2).bfloat16(), adds=True)
+        bf16 = kernels.pack_weights(torch.ones(3, 2).bfloat16())
+        kernels.product(torch.ones(4, 3), bf16, torch.ones(4, 2).bfloat16(), adds=True)

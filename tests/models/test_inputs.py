@@ -76,6 +76,7 @@ def test_embeddings_besides_sparse_features(graph):
     assert torch.equal(inputs(graph), dense)
 
 
+@pytest.mark.several_ranks
 def test_embeddings_are_trained_only_by_their_owner(comm, whole, shared_path, tmp_path):
     """Trained rows equal those of one rank; their gradients are not summed over ranks."""
     found = {}

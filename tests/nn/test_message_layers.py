@@ -172,6 +172,7 @@ DROPPING: dict[str, Callable[[], torch.nn.Module]] = {
 }
 
 
+@pytest.mark.several_ranks
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", DROPPING)
 def test_dropout_is_the_same_on_every_number_of_ranks(comm, name, mode):

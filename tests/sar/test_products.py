@@ -15,7 +15,7 @@ BF16, CPU = torch.bfloat16, torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def without_units(monkeypatch):
-    monkeypatch.setattr(cpu_dense, "has_short_products", lambda: False)
+    monkeypatch.setattr(cpu_dense, "has_bf16_products", lambda: False)
     monkeypatch.setattr(cpu_dense, "rounds_in_products", lambda: False)
 
 

@@ -107,6 +107,7 @@ NUMBERS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.several_ranks
 @NUMBERS
 def test_the_training_curve_does_not_depend_on_ranks(
     comm, shared_path, tmp_path, undisturbed, number
@@ -114,11 +115,9 @@ def test_the_training_curve_does_not_depend_on_ranks(
     known = undisturbed(number)
     expected, _ = run(known.whole, Communicator(MPI.COMM_SELF), tmp_path, **known.model)
     assert known.losses.keys() == expected.keys() == set(range(1, 10))
-    found = [known.losses]
-    if comm.size > 1:
-        block = (np.arange(60) * comm.size // 60).astype(np.int32)
-        found.append(run(known.whole, comm, shared_path, owner=block, **known.model)[0])
-    for losses in found:
+    block = (np.arange(60) * comm.size // 60).astype(np.int32)
+    other, _ = run(known.whole, comm, shared_path, owner=block, **known.model)
+    for losses in (known.losses, other):
         np.testing.assert_allclose(list(losses.values()), list(expected.values()), atol=1e-4)
 
 
@@ -133,6 +132,7 @@ def test_resumed_run_is_bit_identical(comm, shared_path, undisturbed, number):
     assert torch.equal(known.parameters, same)
 
 
+@pytest.mark.several_ranks
 def test_a_run_of_several_ranks_is_resumed_on_one(comm, shared_path, undisturbed):
     """A checkpoint of P ranks is continued on one rank, within rounding."""
     known = undisturbed(3)
@@ -161,6 +161,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(comm, shared_path, undisturbed, 
         assert "epoch-000006.h5" in capfd.readouterr().err
 
 
+@pytest.mark.several_ranks
 @pytest.mark.parametrize(("norm", "residual"), [("batch", True), ("graph", False)])
 def test_a_bias_before_a_norm_does_not_drift(comm, shared_path, tmp_path, norm, residual):
     """Its gradient is 0 in theory, and Adam turns any noise into steps: 30 epochs, any ranks."""

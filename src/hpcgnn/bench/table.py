@@ -36,6 +36,7 @@ def short(value: float) -> str:
 
 
 def seconds(value: float) -> str:
+    """Return a time like `1.42 s` or `3.14 ms`."""
     if value >= _MILLISECONDS_BELOW:
         return f"{short(value)} s"
     return f"{short(1e3 * value)} ms"

@@ -50,4 +50,5 @@ def peak_bytes() -> int:
 
 
 def peak() -> str:
+    """Return the peak memory of this process, as `123 MB`."""
     return f"{brief(peak_bytes())}B"

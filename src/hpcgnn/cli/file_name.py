@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def file_name(text: str) -> Path:
-    """The path of a file; `Path` alone would drop a slash at the end and mean another thing.
+    """Return the path of a file; `Path` alone would drop a slash at its end.
 
     Raises:
-        argparse.ArgumentTypeError: only a folder has such a name.
+        argparse.ArgumentTypeError: the text ends in a slash, as names of folders do.
     """
     if text.endswith(("/", "/.")):
         raise argparse.ArgumentTypeError(

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def listen(args: argparse.Namespace) -> StopRequest:
-    """From the first moment on, `STOP_SIGNALS` ask for a checkpoint and a stop."""
+    """Let `STOP_SIGNALS` request a checkpoint and a stop, before anything slow is loaded."""
     args.stop = StopRequest()
     return args.stop
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 from hpcgnn.comm import collectives
 from hpcgnn.comm.background import BackgroundSums
 from hpcgnn.comm.collectives import as_array, as_bytes, is_tensor
+from hpcgnn.comm.handles import KEPT, free, given_or_all
 from hpcgnn.comm.liveness import watchdog
 from hpcgnn.comm.liveness.blocking_call import BlockingCall, default_signals
 from hpcgnn.comm.liveness.failure import translated
@@ -26,13 +26,8 @@ from hpcgnn.comm.liveness.location import Location, Report, Visit
 from hpcgnn.comm.liveness.wait import Waiter
 from hpcgnn.comm.liveness.watchdog import Watchdog
 from hpcgnn.comm.mpi_library import MPI
-from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.comm.unfinished import Unfinished, whole
 from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
-
-# Key of the attribute of an MPI communicator in which `Communicator.of` keeps ours. Both are freed
-# together, unless a graph still needs ours.
-_KEPT = MPI.Comm.Create_keyval()
 
 
 class TensorSums(Protocol):
@@ -64,7 +59,7 @@ class Communicator:
         timeout: float | None = None,
         location: Location | None = None,
     ) -> None:
-        parent = _parent(mpi)
+        parent = given_or_all(mpi)
         self.rank = parent.Get_rank()
         self.size = parent.Get_size()
         self.location = location or Location()
@@ -86,7 +81,7 @@ class Communicator:
         self.mpi, request = parent.Idup()
         self._waiter.any([request], "start")
         self._owned = [self.mpi]
-        weakref.finalize(self, _free, self._owned).atexit = False
+        weakref.finalize(self, free, self._owned).atexit = False
         apart, request = self.mpi.Idup()
         self._owned.append(apart)
         self._waiter.any([request], "start")
@@ -105,11 +100,11 @@ class Communicator:
 
         Collective. MPI supports only about two thousand communicators.
         """
-        parent = _parent(mpi)
-        found = parent.Get_attr(_KEPT)
+        parent = given_or_all(mpi)
+        found = parent.Get_attr(KEPT)
         if not isinstance(found, cls) or found.mpi == MPI.COMM_NULL:
             found = cls(parent)
-            parent.Set_attr(_KEPT, found)
+            parent.Set_attr(KEPT, found)
         return found
 
     def _start_heartbeat(self) -> Heartbeat:
@@ -407,39 +402,6 @@ class Communicator:
         if self._background is not None:
             self._background.mpi.Free()
         self.mpi.Free()
-
-
-def _free(owned: list[MPI.Comm]) -> None:
-    """Free what a communicator that was collected has left: MPI does so without messages."""
-    if MPI.Is_finalized() or threading.current_thread() is not threading.main_thread():
-        return  # only one thread may call MPI
-    for mpi in owned:
-        if mpi != MPI.COMM_NULL:
-            mpi.Free()
-
-
-def _parent(mpi: MPI.Comm | None) -> MPI.Comm:
-    """The communicator that is meant; all ranks by default.
-
-    Raises:
-        InputError: it is none of the MPI library that this process has started.
-    """
-    if mpi is None:
-        return MPI.COMM_WORLD
-    if not isinstance(mpi, MPI.Comm):
-        kind = f"{type(mpi).__module__}.{type(mpi).__qualname__}"
-        alone = (
-            " (HPCGNN_MPI=none: this process has no MPI)"
-            if MPI.Get_library_version() == NO_LIBRARY
-            else ""
-        )
-        raise InputError(
-            f"comm must be a Communicator, an mpi4py communicator, or None for all ranks{alone}",
-            value=kind,
-        )
-    if mpi == MPI.COMM_NULL:
-        raise InputError("comm is MPI.COMM_NULL: this rank is not among its ranks")
-    return mpi
 
 
 def _portable(error: BaseException | None) -> tuple[type[HpcgnnError], str]:

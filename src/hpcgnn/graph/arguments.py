@@ -1,4 +1,4 @@
-"""What a Python program gives: refused in one line where it is something else."""
+"""Checks of the arguments that a Python program passes; each is refused in one line."""
 
 from __future__ import annotations
 

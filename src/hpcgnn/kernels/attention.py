@@ -28,7 +28,7 @@ class RunningSoftmax:
         out: `[N, K]`, in the accumulation dtype; starts at 0.
         start: `[N, K]` like z: the initial value of `out`, which may then be uninitialised. For
             the first block alone, which must have all rows; on a CPU only.
-        loops: add an edge without edge features from each row to itself, and overwrite these
+        self_loops: add an edge without edge features from each row to itself, and overwrite these
             matrices whatever they hold. For the blocks that come first and together have all
             rows; on a GPU only.
     """
@@ -37,7 +37,7 @@ class RunningSoftmax:
     row_sum: Tensor
     out: Tensor
     start: Tensor | None = None
-    loops: bool = False
+    self_loops: bool = False
 
     @staticmethod
     def zeros(
@@ -106,17 +106,17 @@ class GATGradients:
         t: like that of `Destinations`; or float64, which saves a copy; or the `parts` of a
             `ThreadSums`, which save the copy for several calls; None if not needed.
         edge_weight: `[H, D]`; None if not needed.
-        loops: the block has an additional edge from each row to itself, without edge features;
+        self_loops: the block has an additional edge from each row to itself, without edge features;
             its columns are local rows too.
         adds: whether to add to `z`; otherwise it is overwritten, on a CPU by a block that has all
-            rows, on a GPU by one with `loops`.
+            rows, on a GPU by one with `self_loops`.
     """
 
     z: Tensor
     s: Tensor
     t: Tensor | None = None
     edge_weight: Tensor | None = None
-    loops: bool = False
+    self_loops: bool = False
     adds: bool = True
 
 

@@ -37,7 +37,7 @@ class Backend(Protocol):
     """
 
     WHOLE_BLOCKS: bool
-    """Whether GAT's kernels take `start`, `loops` and `adds=False`, for blocks of all rows."""
+    """Whether GAT's kernels take `start`, `self_loops` and `adds=False`, for blocks of all rows."""
 
     def between(
         self, block: Block, low: int, high: int, picked: Tensor | None

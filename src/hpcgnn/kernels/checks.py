@@ -11,7 +11,7 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.kernels.masks import EdgeDropout
 
 REAL = (torch.float32, torch.float64)
-SHORT = (torch.float16, torch.bfloat16)  # on a GPU
+HALF_PRECISION = (torch.float16, torch.bfloat16)  # on a GPU
 
 
 def matrix(
@@ -41,7 +41,7 @@ def matrix(
 
 def real(name: str, tensor: Tensor) -> None:
     """Raise InputError unless `tensor` is float32 or float64, or on a GPU float16 or bfloat16."""
-    if tensor.dtype in REAL or (tensor.dtype in SHORT and tensor.device.type == "cuda"):
+    if tensor.dtype in REAL or (tensor.dtype in HALF_PRECISION and tensor.device.type == "cuda"):
         return
     raise InputError(
         f"kernels: {name} must be float32 or float64 (on a GPU float16 or bfloat16 too)",
@@ -57,7 +57,7 @@ def gathered(name: str, tensor: Tensor) -> None:
 
 def sum_type(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which values of `dtype` are accumulated."""
-    return torch.float32 if dtype in SHORT else dtype
+    return torch.float32 if dtype in HALF_PRECISION else dtype
 
 
 def added_to(name: str, tensor: Tensor, *, like: Tensor, rows: int, width: int) -> None:
@@ -67,11 +67,11 @@ def added_to(name: str, tensor: Tensor, *, like: Tensor, rows: int, width: int) 
     be float16 or bfloat16.
     """
     types: tuple[torch.dtype, ...] = (like.dtype,)
-    if like.dtype in SHORT:
+    if like.dtype in HALF_PRECISION:
         only_gathered = like.device.type == "cpu" and like.dtype not in REAL
         types = (torch.float32,) if only_gathered else (like.dtype, torch.float32)
     if like.dtype == torch.float32 and like.device.type == "cuda":
-        types = (torch.float32, *SHORT)
+        types = (torch.float32, *HALF_PRECISION)
     dtype = tensor.dtype if tensor.dtype in types else types[0]
     matrix(name, tensor, like=like, rows=rows, width=width, dtype=dtype)
 

@@ -42,7 +42,7 @@ def factor_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     It is float32 for bfloat16 on a CPU without bfloat16 instructions: libraries take several times
     as long there, and rounding alone takes a quarter of the time of a product.
     """
-    if dtype == torch.bfloat16 and device.type == "cpu" and not cpu.has_short_products():
+    if dtype == torch.bfloat16 and device.type == "cpu" and not cpu.has_bf16_products():
         return torch.float32
     return dtype
 
@@ -77,12 +77,12 @@ def product(
         start_G: `[G]`, float32, added to each row that is overwritten.
     """
     height, width = weights.shape
-    short = weights.dtype == torch.bfloat16
+    is_bf16 = weights.dtype == torch.bfloat16
     _check("x", x_NF, x_NF.shape[0], height, _TAKEN)
-    _check("out", out_NG, x_NF.shape[0], width, _TAKEN if short and not adds else _TAKEN[:1])
+    _check("out", out_NG, x_NF.shape[0], width, _TAKEN if is_bf16 and not adds else _TAKEN[:1])
     if start_G is not None:
         _check("start", start_G[None], 1, width)
-    cpu.product(x_NF, weights.panels, out_NG, short, adds, start_G)
+    cpu.product(x_NF, weights.panels, out_NG, is_bf16, adds, start_G)
 
 
 def add_outer_products(

@@ -53,10 +53,10 @@ def gat_forward(
     if softmax.start is not None:
         checks.matrix("start", softmax.start, like=z, rows=local, width=z.shape[1])
         _check_whole(block, z)
-    if softmax.loops:
+    if softmax.self_loops:
         if takes_whole_blocks(z.device):
             raise InputError("kernels: self-loops in a softmax are only for a GPU")
-        _check_loops(block, scoring)
+        _check_self_loops(block, scoring)
     backend(z.device).gat_forward(
         block, sources, t_NH, softmax, scoring, checks.row_range(block, rows)
     )
@@ -102,9 +102,9 @@ def gat_backward(
         checks.matrix(name, scalars, like=z, rows=local, width=heads, dtype=dtype)
     if grads.edge_weight is not None:
         _check_edge_weight(block, z, heads, grads.edge_weight)
-    if grads.loops:
-        _check_loops(block, scoring)
-    if not grads.adds and not (grads.loops and not takes_whole_blocks(z.device)):
+    if grads.self_loops:
+        _check_self_loops(block, scoring)
+    if not grads.adds and not (grads.self_loops and not takes_whole_blocks(z.device)):
         _check_whole(block, z)
     backend(z.device).gat_backward(
         block, destinations, sources, grads, scoring, checks.row_range(block, rows)
@@ -112,7 +112,7 @@ def gat_backward(
 
 
 def takes_whole_blocks(device: torch.device) -> bool:
-    """Return whether the kernels support `start` and `adds=False` without `loops`, as on CPUs."""
+    """Return whether kernels take `start` and `adds=False` without self-loops, as on CPUs."""
     return backend(device).WHOLE_BLOCKS
 
 
@@ -120,18 +120,18 @@ def _check_whole(block: Block, z: Tensor) -> None:
     """Check that the block has all rows, some perhaps without edges, and is on a CPU."""
     if block.rows is not None or not takes_whole_blocks(z.device):
         raise InputError(
-            "kernels: start, and adds=False without loops, are only for blocks of all rows on a CPU"
+            "kernels: start, and adds=False without self-loops, need a block of all rows on a CPU"
         )
 
 
-def _check_loops(block: Block, scoring: Scoring) -> None:
+def _check_self_loops(block: Block, scoring: Scoring) -> None:
     whole = block.rows is None or not takes_whole_blocks(block.device)
     if (
         block.num_columns < checks.num_local_rows(block)
         or not whole
         or scoring.edge_weight is not None
     ):
-        raise InputError("kernels: loops need local rows as columns, and no edge features")
+        raise InputError("kernels: self-loops need local rows as columns, and no edge features")
 
 
 def _check(block: Block, z: Tensor, heads: int, scoring: Scoring) -> None:

@@ -179,11 +179,12 @@ def note(unused: list[str], settings: ModelSettings) -> str:
 
 
 def ignored_by(settings: ModelSettings) -> set[str]:
+    """Return the names of the data that `--ignore` lists."""
     return set() if settings.ignore == "none" else set(settings.ignore.split(","))
 
 
 def check_ignored(settings: ModelSettings, *, typed_features: bool) -> None:
-    """What `--ignore` names.
+    """Check that the model needs none of the data that `--ignore` lists.
 
     Raises:
         InputError: the model needs some of this data.
@@ -198,7 +199,7 @@ def check_ignored(settings: ModelSettings, *, typed_features: bool) -> None:
 
 
 def leave_out(graph: PartitionedGraph, settings: ModelSettings) -> PartitionedGraph:
-    """The graph without what `--ignore` names, so that no model reads it.
+    """Return the graph without the data that `--ignore` lists, so that no model reads it.
 
     Raises:
         InputError: the model needs some of this data.

@@ -131,8 +131,8 @@ class LabelInput(torch.nn.Module):
             raise InputError("--labels-as-input needs dense features")
         shown = self.shown(graph)
         labels = torch.where(shown, graph.labels, 0)  # type: ignore[arg-type]
-        rows_NC = functional.one_hot(labels, self.num_classes).to(x_NF.dtype) * shown[:, None]
-        return torch.cat([x_NF, rows_NC], dim=1)
+        rows_NY = functional.one_hot(labels, self.num_classes).to(x_NF.dtype) * shown[:, None]
+        return torch.cat([x_NF, rows_NY], dim=1)
 
 
 def _candidates(graph: PartitionedGraph) -> Tensor:

@@ -226,18 +226,18 @@ def largest(layers: Iterable[Tensor]) -> Tensor:
 
 
 def linear_of_all(layers: Iterable[Tensor], head: Linear) -> Tensor:
-    """Apply `head` to the concatenation of all layers: `[n, F]` each to `[n, C]`.
+    """Apply `head` to the concatenation of all layers: `[n, F]` each to `[n, Y]`.
 
     There is a product per layer, before the next layer is computed, so that backward holds one
     layer's gradient at a time.
     """
-    out_NC: Tensor = head.weight.new_zeros(1) if head.bias is None else head.bias
+    out_NY: Tensor = head.weight.new_zeros(1) if head.bias is None else head.bias
     columns = 0
     for y_NF in layers:
-        weight_CF = head.weight[:, columns : columns + y_NF.shape[1]]
-        out_NC = out_NC + linear(y_NF, weight_CF)
+        weight_YF = head.weight[:, columns : columns + y_NF.shape[1]]
+        out_NY = out_NY + linear(y_NF, weight_YF)
         columns += y_NF.shape[1]
-    return out_NC
+    return out_NY
 
 
 class _Larger(torch.autograd.Function):

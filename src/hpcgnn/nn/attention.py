@@ -92,6 +92,7 @@ class AttentionConv(torch.nn.Module):
 
 
 def glorot_linear(in_channels: int, out_channels: int, *, bias: bool = False) -> Linear:
+    """Return a linear layer with the weights of `glorot`."""
     return Linear(in_channels, out_channels, bias=bias, weight_initializer="glorot")
 
 

@@ -95,6 +95,7 @@ def glorot(weight: Tensor) -> None:
 
 
 def zero(bias: Tensor | None) -> None:
+    """Fill the bias, if there is one, with zeros."""
     if bias is not None:
         torch.nn.init.zeros_(bias)
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.kernels.checks import SHORT, sum_type
+from hpcgnn.kernels.checks import HALF_PRECISION, sum_type
 from hpcgnn.nn.dropout import rectified
 from hpcgnn.nn.layer import check_keywords
 from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, projected
@@ -115,7 +115,7 @@ class SAGEConv(torch.nn.Module):
         That needs both products before the sum, or a constant sum.
         """
         precision = product_type(x_NF.device)
-        if products.kernels_read_16_bit(x_NF.device) or x_NF.dtype in SHORT:
+        if products.kernels_read_16_bit(x_NF.device) or x_NF.dtype in HALF_PRECISION:
             return False
         if self.lin is not None or self.lin_r is None or self.aggr not in ("mean", "sum"):
             return False

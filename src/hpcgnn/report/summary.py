@@ -169,7 +169,7 @@ def _ranks(run: RunFiles) -> int | None:
 
 
 def metric_of(run: RunFiles) -> str:
-    """The name of what was scored."""
+    """Return the name of the metric of a run."""
     name = (run.records[-1] if run.records else {}).get("metric") or run.settings().get("metric")
     return name if isinstance(name, str) and name != "auto" else "accuracy"
 
@@ -195,7 +195,7 @@ def _status(run: RunFiles) -> str:
 
 
 def as_text(content: dict[str, Any]) -> list[str]:
-    """The lines that show what `summarise` found."""
+    """Return the lines that show the results of `summarise`."""
     asked = content["epochs_asked"]
     rows = {
         "status": content["status"],

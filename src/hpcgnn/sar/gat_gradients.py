@@ -122,7 +122,7 @@ class Gradients:
         vectors, weights = ProductSum(sums), ProductSum(dtype or sums)
         first, several = self.x is None, len(slabs) > 1
         wide = SlabScratch(grad_z_NK.dtype, reused=several)
-        short, of_x = (SlabScratch(dtype, reused=several) for _ in range(2))
+        of_grad, of_x = (SlabScratch(dtype, reused=several) for _ in range(2))
         into_x = RowProduct(weight_KF, dtype)
         z: Tensor | None = z_NK
         if several and self.with_x and first and isinstance(x, Tensor):
@@ -141,7 +141,7 @@ class Gradients:
                 del z_NK  # likewise freed
             scores.add(grad_scores_NH[rows], grad_SK)
             if isinstance(x, Tensor):
-                grad_SK = short.rounded(grad_SK)
+                grad_SK = of_grad.rounded(grad_SK)
                 weights.add(grad_SK, of_x.rounded(x[rows]))
                 if self.with_x:
                     self._add_x(rows, grad_SK, into_x, first=first)

@@ -47,7 +47,7 @@ class ForwardPass:
         self.z_NK, self.s_NH, self.t_NH, self.edge_HD = z_NK, s_NH, t_NH, edge_HD
         self.kept: list[Tensor] | None = None if graph.mode == "sar" else []
         self.start_NK: Tensor | None = None
-        self._loops = False  # the local block's kernel adds self-loops, on a GPU
+        self._self_loops = False  # the local block's kernel adds self-loops, on a GPU
         self.row_max_NH, self.row_sum_NH = torch.empty_like(t_NH), torch.empty_like(t_NH)
         self.out_NK = graph.execution.arrays.like(z_NK, t_NH.dtype)
 
@@ -60,8 +60,8 @@ class ForwardPass:
         settings, z_NK = self.settings, self.z_NK
         local = local_blocks(self.graph, self.graph.in_edges, settings.self_loops)
         whole = kernels.takes_whole_blocks(z_NK.device)
-        self._loops = not whole and settings.self_loops and self.edge_HD is None
-        if self._loops:
+        self._self_loops = not whole and settings.self_loops and self.edge_HD is None
+        if self._self_loops:
             yield from local[1:]
             return
         plain = settings.self_loops and not settings.dropout and self.edge_HD is None
@@ -116,12 +116,12 @@ class ForwardPass:
     ) -> None:
         edges = self.graph.in_edges
         dropout = edge_dropout(self.graph, edges, block, self.settings, epoch)
-        loops = self._loops and block.peer == edges.rank
+        self_loops = self._self_loops and block.peer == edges.rank
         kernels.gat_forward(
             block,
             kernels.Sources(z_MK, s_MH),
             self.t_NH,
-            replace(self.softmax, loops=loops),
+            replace(self.softmax, self_loops=self_loops),
             kernels.Scoring(self.settings.slope, dropout, self.edge_HD),
             rows=rows,
         )
@@ -152,7 +152,7 @@ class BackwardPass:
         self.sources = kernels.Sources(z_NK, s_NH)
         self.grad_z_NK = graph.execution.arrays.like(z_NK, s_NH.dtype)
         self._first = True  # no block has been added to grad z yet
-        self._loops = False  # the local block's kernel adds the self-loops
+        self._self_loops = False  # the local block's kernel adds the self-loops
         self._sets = False  # the local block sets grad z, which was not zeroed
         heads = s_NH.shape[1]
         self.grad_scores_NH = s_NH.new_zeros(len(s_NH), 2 * heads)
@@ -181,11 +181,12 @@ class BackwardPass:
         on a GPU only where it can do both."""
         local = local_blocks(self.graph, self.graph.out_edges, self.settings.self_loops)
         whole = kernels.takes_whole_blocks(self.grad_z_NK.device)
-        self._loops = self.settings.self_loops and self.edge_HD is None and local[-1].rows is None
-        self._sets = (whole and local[-1].rows is None) or self._loops
+        all_rows = local[-1].rows is None
+        self._self_loops = self.settings.self_loops and self.edge_HD is None and all_rows
+        self._sets = (whole and all_rows) or self._self_loops
         if not self._sets:
             self.grad_z_NK.zero_()
-        return local[1:] if self._loops else local
+        return local[1:] if self._self_loops else local
 
     def at_sources(self, meanwhile: Callable[[Progress], None] | None = None) -> None:
         """Stream destination rows to the sources' owners; `meanwhile` computes z again."""
@@ -233,8 +234,9 @@ class BackwardPass:
         )
         grads = self._gradients(self.grad_z_NK, self.grad_s_NH, grad_t)
         local = block.peer == self.graph.comm.rank
-        if local and (self._first or self._loops):  # with loops, there is one block or its slices
-            grads = replace(grads, loops=self._loops, adds=not self._sets)
+        # With self-loops there is one block, or its slices.
+        if local and (self._first or self._self_loops):
+            grads = replace(grads, self_loops=self._self_loops, adds=not self._sets)
         kernels.gat_backward(
             block,
             destinations,

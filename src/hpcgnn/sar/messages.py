@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.kernels.checks import SHORT
+from hpcgnn.kernels.checks import HALF_PRECISION
 from hpcgnn.sar.attention import AttentionSettings, exchange_halo_ids
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_edge_rows, check_rows
@@ -67,7 +67,7 @@ def propagate_states(
         states: `[E, D]`, rows of the edges into local nodes in the order of `edge_features`.
     """
     check_edge_rows(graph, states, who="edge states")
-    states = states.float() if states.dtype in SHORT else states
+    states = states.float() if states.dtype in HALF_PRECISION else states
     result = _propagate(graph, x, None, states, replace(settings, states=True), parameters)
     return cast(tuple[Tensor, Tensor], result)
 
@@ -81,7 +81,7 @@ def _propagate(
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor | None]:
     check_rows(graph, x_NF, who="messages")
-    x_NF = x_NF.float() if x_NF.dtype in SHORT else x_NF
+    x_NF = x_NF.float() if x_NF.dtype in HALF_PRECISION else x_NF
     if y_NG is not None:
         check_rows(graph, y_NG, who="messages")
         y_NG = y_NG.to(x_NF.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hpcgnn import kernels
 from hpcgnn.graph.arrays import Arrays
 from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
-from hpcgnn.kernels.checks import SHORT, sum_type
+from hpcgnn.kernels.checks import HALF_PRECISION, sum_type
 from hpcgnn.sar.turns import InTurn, Progress
 
 _WORD = 16  # bytes that a GPU reads at once
@@ -49,7 +49,7 @@ def factor_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def readable(x: Tensor) -> Tensor:
     """Return `x` as kernels read it: 16-bit rows as float32 on a CPU."""
-    return x.float() if x.dtype in SHORT and not kernels_read_16_bit(x.device) else x
+    return x.float() if x.dtype in HALF_PRECISION and not kernels_read_16_bit(x.device) else x
 
 
 def gathered(x: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -137,7 +137,7 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
     """Return the gradient of the weights: `[G, F]` from `[n, G]`; `dtype` as in `product`."""
     if isinstance(x, Tensor):
         factor = x.dtype if dtype is None else factor_type(dtype, x.device)
-        if factor not in SHORT:
+        if factor not in HALF_PRECISION:
             return product_of_rows(grad_NG.to(factor), x.to(factor)).to(grad_NG.dtype)
         return (grad_NG.to(factor).t() @ x.to(factor)).to(grad_NG.dtype)
     if isinstance(x, HostRows):
@@ -263,7 +263,7 @@ class ProductSum:
             self._own = count >= _SHORT and kernels.multiplies(self._dtype, a_SG, b_SF)
         own = self._own and kernels.multiplies(self._dtype, a_SG, b_SF)
         factor = factor_type(self._dtype, a_SG.device)
-        if self._rows + count > _LONG or (factor in SHORT and not own):
+        if self._rows + count > _LONG or (factor in HALF_PRECISION and not own):
             self._settle()
         self._rows += count
         if own:

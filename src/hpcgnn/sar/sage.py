@@ -110,7 +110,7 @@ class _SAGE(torch.autograd.Function):
         graph, wire, then, weight = ctx.graph, ctx.wire, ctx.then, left_GF.dtype
         in_place, alone = then is None or is_own(grads), graph.in_edges.num_parts == 1
         grad_NG = grads[0] if then is None else grads[0].contiguous()
-        arrays, short, of_x = graph.execution.arrays, SlabScratch(wire), SlabScratch(wire)
+        arrays, of_grad, of_x = graph.execution.arrays, SlabScratch(wire), SlabScratch(wire)
         g_NG = grad_NG if in_place else arrays.like(grad_NG)
         left, right = ProductSum(wire), ProductSum(wire)
         bias_G = g_NG.new_zeros(g_NG.shape[1], dtype=torch.float64)
@@ -130,14 +130,14 @@ class _SAGE(torch.autograd.Function):
             if divided_SG is not None and divisor_N1 is not None:
                 into_NG[rows] = torch.div(g_SG, divisor_N1[rows], out=divided_SG[: len(g_SG)])
             if alone or sum_NF is not None:
-                g_SG = short.rounded(g_SG)
+                g_SG = of_grad.rounded(g_SG)
                 right.add(g_SG, of_x.rounded(x_NF[rows]))
             if sum_NF is not None:
                 left.add(g_SG, of_x.rounded(sum_NF[rows]))
 
         def weights(progress: Progress) -> None:
             for rows in [] if alone else row_slabs(g_NG):
-                right.add(short.rounded(g_NG[rows]), of_x.rounded(x_NF[rows]))
+                right.add(of_grad.rounded(g_NG[rows]), of_x.rounded(x_NF[rows]))
                 progress()
 
         grad_x = None

@@ -222,10 +222,10 @@ def _numbers(text: str, option: str, balanced: Any) -> tuple[float, ...]:
 
 def _class_shares(graph: PartitionedGraph, task: MultiClass, answers: Tensor) -> list[float]:
     """Return scikit-learn's `balanced` weights: rows / (present classes * rows of the class)."""
-    own_C = torch.bincount(answers.long(), minlength=task.num_outputs).cpu().numpy()
-    count_C = graph.comm.allreduce(own_C, where="class weights")
-    there = count_C > 0
-    shares = count_C.sum() / (there.sum() * np.maximum(count_C, 1))
+    own_Y = torch.bincount(answers.long(), minlength=task.num_outputs).cpu().numpy()
+    count_Y = graph.comm.allreduce(own_Y, where="class weights")
+    there = count_Y > 0
+    shares = count_Y.sum() / (there.sum() * np.maximum(count_Y, 1))
     return np.where(there, shares, 0.0).tolist()
 
 

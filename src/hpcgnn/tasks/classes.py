@@ -86,14 +86,14 @@ class MultiClass(Labelled):
     def share(
         self, comm: Communicator, output: Tensor, answers: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        weight_C, count = None, float(len(answers))
+        weight_Y, count = None, float(len(answers))
         if self.class_weights is not None:
-            weight_C = output.new_tensor(self.class_weights)
-            count = float(weight_C[answers].double().sum())
+            weight_Y = output.new_tensor(self.class_weights)
+            count = float(weight_Y[answers].double().sum())
         total = functional.cross_entropy(
             output,
             answers.long(),
-            weight=weight_C,
+            weight=weight_Y,
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )

@@ -56,24 +56,24 @@ def from_lower_ranks(comm: Communicator, own_K: np.ndarray) -> tuple[np.ndarray,
     return all_PK[: comm.rank].sum(axis=0), all_PK.sum(axis=0)
 
 
-def accuracy(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
+def accuracy(comm: Communicator, logits_NY: Tensor, labels_N: Tensor) -> float:
     """Return the share of rows whose largest logit is that of their label."""
-    right = int((logits_NC.argmax(dim=-1) == labels_N).sum())
-    local = np.array([right, len(labels_N), int(logits_NC.isnan().sum())])
+    right = int((logits_NY.argmax(dim=-1) == labels_N).sum())
+    local = np.array([right, len(labels_N), int(logits_NY.isnan().sum())])
     hits, count, undefined = comm.allreduce(local, where="accuracy")
     return float(hits / count) if count and not undefined else math.nan
 
 
-def class_f1(comm: Communicator, logits_NC: Tensor, labels_N: Tensor) -> float:
+def class_f1(comm: Communicator, logits_NY: Tensor, labels_N: Tensor) -> float:
     """Return the macro F1: the mean F1 of the classes that are some row's label or prediction."""
-    guess_N = logits_NC.argmax(dim=-1)
+    guess_N = logits_NY.argmax(dim=-1)
     most = int(labels_N.max()) + 1 if len(labels_N) else 0
-    most = comm.allreduce(max(most, logits_NC.shape[1]), "max", where="classes")
-    hits_C, guessed_C, true_C = (
+    most = comm.allreduce(max(most, logits_NY.shape[1]), "max", where="classes")
+    hits_Y, guessed_Y, true_Y = (
         torch.bincount(rows, minlength=most)
         for rows in (labels_N[guess_N == labels_N], guess_N, labels_N)
     )
-    counts = _summed(comm, [hits_C, guessed_C, true_C], logits_NC.isnan().any())
+    counts = _summed(comm, [hits_Y, guessed_Y, true_Y], logits_NY.isnan().any())
     return math.nan if counts is None else _mean_of_present(*counts)
 
 
@@ -115,9 +115,9 @@ def _summed(comm: Communicator, counts: list[Tensor], undefined: Tensor) -> list
     return np.split(total[:-1], len(counts))
 
 
-def _mean_of_present(hits_C: np.ndarray, guessed_C: np.ndarray, true_C: np.ndarray) -> float:
-    there = guessed_C + true_C > 0
-    return float((2 * hits_C[there] / (guessed_C + true_C)[there]).mean())
+def _mean_of_present(hits_Y: np.ndarray, guessed_Y: np.ndarray, true_Y: np.ndarray) -> float:
+    there = guessed_Y + true_Y > 0
+    return float((2 * hits_Y[there] / (guessed_Y + true_Y)[there]).mean())
 
 
 def roc_auc(comm: Communicator, scores_N: Tensor, positive_N: Tensor) -> float:

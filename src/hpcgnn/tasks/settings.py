@@ -198,7 +198,7 @@ def nothing_to_learn(missing: str) -> InputError:
 def check_stored(
     settings: TaskSettings, *, edge_labels: bool, edge_split: bool, arrays: Collection[str]
 ) -> None:
-    """Whether the graph holds what a task of its edges, or of a named array, is learned from.
+    """Check that the graph holds what a task of its edges, or of a named array, is learned from.
 
     Args:
         edge_labels, edge_split: whether the edges have them.

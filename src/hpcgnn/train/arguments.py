@@ -29,10 +29,10 @@ _NOT = ("metric", "method", "adversarial_steps", "adversarial_size", "param_grou
 
 
 def check_given(graph: object, model: object, run_dir: object, losses: object) -> None:
-    """What `Trainer` is given.
+    """Check the types of the main arguments of `Trainer`.
 
     Raises:
-        InputError: one of them is something else.
+        InputError: an argument has another type or value.
     """
     check_graph(graph, "Trainer")
     check_module(model, "Trainer")
@@ -46,10 +46,10 @@ def check_given(graph: object, model: object, run_dir: object, losses: object) -
 def check_options(
     *, resume: object, stop: object, show: object, display: object, opened: object
 ) -> None:
-    """The other arguments of `Trainer` that have a type of their own.
+    """Check the types of the optional arguments of `Trainer`.
 
     Raises:
-        InputError: one of them is something else.
+        InputError: an argument has another type or value.
     """
     for name, given, right, words in (
         ("resume", resume, isinstance(resume, bool), "True or False"),
@@ -78,10 +78,10 @@ def check_start(store: CheckpointStore) -> None:
 
 
 def shares_of(given: Any) -> Iterator[Any]:
-    """What `losses` yields, one after the other.
+    """Yield what `losses` returned, one loss after the other.
 
     Raises:
-        InputError: it yields nothing, or returns something else.
+        InputError: there is no loss, or it is not an iterable.
     """
     if not isinstance(given, Iterable) or isinstance(given, Tensor):
         raise InputError(

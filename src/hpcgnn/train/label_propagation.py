@@ -25,25 +25,25 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
     if not isinstance(task, MultiClass):
         raise InputError("--label-propagation needs one class per node")
     _say_directed(graph)
-    soft_NC = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
-    return scored(graph, task, node_ids(graph) | class_rows(soft_NC), soft_NC)
+    soft_NY = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
+    return scored(graph, task, node_ids(graph) | class_rows(soft_NY), soft_NY)
 
 
-def smoothed(graph: PartitionedGraph, scores_NC: Tensor) -> Tensor:
-    """Return probabilities after Correct & Smooth of a model's output `[N, C]`; collective.
+def smoothed(graph: PartitionedGraph, scores_NY: Tensor) -> Tensor:
+    """Return probabilities after Correct & Smooth of a model's output `[N, Y]`; collective.
 
     Raises:
         InputError: the graph has no split.
     """
     _say_directed(graph)
-    return _shares(correct_and_smooth(graph, torch.softmax(scores_NC, dim=-1), _train_mask(graph)))
+    return _shares(correct_and_smooth(graph, torch.softmax(scores_NY, dim=-1), _train_mask(graph)))
 
 
-def class_rows(soft_NC: Tensor) -> dict[str, np.ndarray]:
+def class_rows(soft_NY: Tensor) -> dict[str, np.ndarray]:
     """Return the columns of a prediction of classes."""
     return {
-        "probabilities": soft_NC.cpu().numpy(),
-        "classes": soft_NC.argmax(dim=-1).cpu().numpy(),
+        "probabilities": soft_NY.cpu().numpy(),
+        "classes": soft_NY.argmax(dim=-1).cpu().numpy(),
     }
 
 
@@ -83,9 +83,9 @@ def _train_mask(graph: PartitionedGraph) -> Tensor:
     return graph.train_mask
 
 
-def _shares(scores_NC: Tensor) -> Tensor:
+def _shares(scores_NY: Tensor) -> Tensor:
     """Return rows divided by their sums; equal shares if the sum is at most 0, nan if it is nan."""
-    sums_N1 = scores_NC.sum(dim=1, keepdim=True)
+    sums_N1 = scores_NY.sum(dim=1, keepdim=True)
     unknown_N1 = sums_N1 <= 0
-    shares_NC = scores_NC / torch.where(unknown_N1, 1.0, sums_N1)
-    return torch.where(unknown_N1, 1 / scores_NC.shape[1], shares_NC)
+    shares_NY = scores_NY / torch.where(unknown_N1, 1.0, sums_N1)
+    return torch.where(unknown_N1, 1 / scores_NY.shape[1], shares_NY)

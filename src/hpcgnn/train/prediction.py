@@ -20,8 +20,8 @@ from hpcgnn.train.user_names import FindNodeIds
 class Prediction:
     """This rank's rows, and the metric over the train, valid and test nodes of all ranks.
 
-    `rows` holds `original_ids` `[n]`, UTF-8 bytes if nodes have names; `probabilities` `[n, C]` and
-    `classes` `[n]` (or 0/1 `[n, C]` for several labels), or `values` `[n]` or `[n, W]`; and,
+    `rows` holds `original_ids` `[n]`, UTF-8 bytes if nodes have names; `probabilities` `[n, Y]` and
+    `classes` `[n]` (or 0/1 `[n, T]` for several labels), or `values` `[n]` or `[n, T]`; and,
     if asked for, `embeddings` `[n, hidden]`. For edges and pairs of nodes it holds `source_ids` and
     `target_ids` instead of `original_ids`. `not_finite` is the number of nodes (or pairs) over all
     ranks with a value in their rows that is not finite, `first_not_finite` the row of the first in
@@ -63,14 +63,14 @@ def scored(
     graph: PartitionedGraph,
     task: Task,
     rows: dict[str, np.ndarray],
-    scores_NC: Tensor,
+    scores_NY: Tensor,
     numbers: np.ndarray | None = None,
 ) -> Prediction:
     """Return the rows, with scores of all nodes' outputs; `numbers` is of pairs, None for nodes."""
     scores = {}
     for split in SPLITS:
         targets = task.targets(graph, split)
-        score = task.metrics(graph, scores_NC[targets], targets, split)[task.metric]
+        score = task.metrics(graph, scores_NY[targets], targets, split)[task.metric]
         if math.isfinite(score):
             scores[split] = score
     what = "nodes" if numbers is None else "pairs"

@@ -115,7 +115,7 @@ def score(graph: PartitionedGraph, task: Task, output: Tensor, rows: dict[str, T
 
 
 def rows_by_split(task: Task, graph: PartitionedGraph, *, own_losses: bool) -> dict[str, Tensor]:
-    """The targets of each split; collective.
+    """Return the targets of each split; collective.
 
     Args:
         own_losses: what is trained on isn't the task's loss.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 from hpcgnn.comm.launcher import place
 from hpcgnn.comm.liveness.shared_memory import local_place
-from hpcgnn.system import ProcessState, processes
+from hpcgnn.system import ProcessState, environment_of, processes
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Neighbours:
             for number, state in states.items()
             if state.parent == launcher and state.letter not in "ZX"
         ]
-        if any(_environment(number) is None for number in started):
+        if any(environment_of(number) is None for number in started):
             return None  # of another user: it may be a rank
         places = [found for found in map(_place, started) if found is not None]
         alive = frozenset(rank for rank, size in places if size == own[1])
@@ -66,16 +65,4 @@ def _launcher(states: dict[int, ProcessState], own: tuple[int, int]) -> int | No
 
 
 def _place(number: int) -> tuple[int, int] | None:
-    return place(_environment(number) or {})
-
-
-def _environment(number: int) -> dict[str, str] | None:
-    """Return the environment a process started with; empty if it has ended, None if unreadable."""
-    try:
-        text = Path(f"/proc/{number}/environ").read_bytes().decode(errors="replace")
-    except PermissionError:
-        return None
-    except OSError:
-        return {}
-    pairs = (entry.partition("=") for entry in text.split("\0"))
-    return {name: value for name, _, value in pairs}
+    return place(environment_of(number) or {})

@@ -22,7 +22,7 @@ def seconds(text: str) -> float:
 
 
 def given(value: object) -> float:
-    """A limit that a program gives.
+    """Return a time limit that a program passes, in seconds.
 
     Raises:
         InputError: it is no number of seconds.

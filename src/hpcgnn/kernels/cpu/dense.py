@@ -29,7 +29,7 @@ def _is_slow_for_library() -> bool:
 
 
 @cache
-def has_short_products() -> bool:
+def has_bf16_products() -> bool:
     """Return whether the library's products in bfloat16 are faster here than those in float32.
 
     On x86 that needs AVX-512 BF16; elsewhere it was not measured and is assumed.
@@ -43,8 +43,8 @@ def is_fast(dtype: torch.dtype) -> bool:
     They need 32 vector registers of 64 bytes. In bfloat16 the library's are as fast, but need
     rounded copies of their operands.
     """
-    short = dtype == torch.bfloat16
-    if instruction_set() != "avx512" or (short and not rounds_in_products()):
+    is_bf16 = dtype == torch.bfloat16
+    if instruction_set() != "avx512" or (is_bf16 and not rounds_in_products()):
         return False
     return _is_slow_for_library()
 
@@ -67,7 +67,7 @@ def pack_weights(weight_FG: Tensor) -> Tensor:
     if height % 2:
         paired_FG = torch.cat([weight_FG, weight_FG.new_zeros(1, width)])
     words = torch.stack([paired_FG[::2], paired_FG[1::2]], dim=2).view(torch.int32)
-    return _panels(words[..., 0], *_packing("short_packing"))
+    return _panels(words[..., 0], *_packing("bf16_packing"))
 
 
 def _panels(weight_FG: Tensor, panel: int, deep: int) -> Tensor:
@@ -81,17 +81,17 @@ def _panels(weight_FG: Tensor, panel: int, deep: int) -> Tensor:
     return torch.cat(panels) if panels else padded.flatten()
 
 
-def _is_short(x: Tensor) -> c_int64:
+def _is_bf16(x: Tensor) -> c_int64:
     return c_int64(x.dtype == torch.bfloat16)
 
 
 def product(
-    x: Tensor, packed: Tensor, out: Tensor, short: bool, adds: bool, start: Tensor | None
+    x: Tensor, packed: Tensor, out: Tensor, is_bf16: bool, adds: bool, start: Tensor | None
 ) -> None:
-    given = (matrix(x), _is_short(x), pointer(packed), matrix(out))
-    function("short_product" if short else "product")(
+    given = (matrix(x), _is_bf16(x), pointer(packed), matrix(out))
+    function("bf16_product" if is_bf16 else "product")(
         *given,
-        *((_is_short(out),) if short else ()),
+        *((_is_bf16(out),) if is_bf16 else ()),
         c_int64(x.shape[0]),
         c_int64(x.shape[1]),
         c_int64(out.shape[1]),
@@ -101,12 +101,12 @@ def product(
     )
 
 
-def add_outer_products(a: Tensor, b: Tensor, out: Tensor, short: bool) -> None:
-    function("short_outer_products" if short else "outer_products")(
+def add_outer_products(a: Tensor, b: Tensor, out: Tensor, is_bf16: bool) -> None:
+    function("bf16_outer_products" if is_bf16 else "outer_products")(
         matrix(a),
-        _is_short(a),
+        _is_bf16(a),
         matrix(b),
-        _is_short(b),
+        _is_bf16(b),
         matrix(out),
         c_int64(a.shape[0]),
         c_int64(a.shape[1]),

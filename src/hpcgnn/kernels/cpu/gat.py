@@ -94,7 +94,7 @@ def gat_backward(
         c_int64(sources.z.shape[1] // heads),
         c_double(scoring.slope),
         dropout_of(scoring.dropout, reverse=True),
-        c_int64(grads.loops),
+        c_int64(grads.self_loops),
         c_int64(grads.adds),
     )
     grad_t_parts.add_up()

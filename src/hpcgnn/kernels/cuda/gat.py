@@ -67,7 +67,7 @@ def gat_forward(
             (
                 *matrices(sources.z, sources.s, t),
                 *softmax_arguments(softmax),
-                np.int32(softmax.loops),
+                np.int32(softmax.self_loops),
                 *edge_term(block, scoring),
                 *edge_dropout(scoring.dropout, sources.z, reverse=False),
             ),
@@ -192,7 +192,7 @@ def run_softmax(
 ) -> None:
     """Call `run(block, softmax, rows, partial)`, again for chunks of long rows, and join these."""
     split = split_of(block)
-    if rows[0] == rows[1] or (split.num_edges == 0 and not softmax.loops):
+    if rows[0] == rows[1] or (split.num_edges == 0 and not softmax.self_loops):
         return
     run(block, softmax, rows, False)
     hubs = split.hubs(rows)
@@ -228,7 +228,7 @@ def gat_backward(
     rows: Rows,
 ) -> None:
     split, heads = split_of(block), sources.s.shape[1]
-    if rows[0] == rows[1] or (split.num_edges == 0 and not grads.loops):
+    if rows[0] == rows[1] or (split.num_edges == 0 and not grads.self_loops):
         return
     if grads.edge_weight is not None and scoring.edge_weight is None:
         scoring = replace(scoring, edge_weight=torch.zeros_like(grads.edge_weight))
@@ -248,7 +248,7 @@ def gat_backward(
             (
                 *matrices(destinations.g, *scalars),
                 *matrices(sources.z, sources.s, grad_z, grad_s),
-                *map(np.int32, (grads.loops and not partial, grads.adds or partial)),
+                *map(np.int32, (grads.self_loops and not partial, grads.adds or partial)),
                 pointer(None if units is None else units.sums),
                 *bounds,
                 scores,

@@ -259,6 +259,7 @@ def _edge_rows(name: str, array: np.ndarray, column: Column) -> np.ndarray:
 
 
 def check_labels_as(labels_as: str | None) -> None:
+    """Raise InputError unless `labels_as` is a kind of labels, or None."""
     if labels_as not in (None, "classes", "one-hot", "several", "values"):
         raise InputError(
             "labels_as must be classes, one-hot, several or values", value=str(labels_as)

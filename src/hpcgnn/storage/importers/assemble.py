@@ -331,21 +331,21 @@ def _check_space(num_nodes: int, num_edges: int, source: Source, out: Path) -> N
 
 def _rules(source: Source, treatment: Treatment, relations: int) -> RowRules:
     symmetrise = source.symmetrise if treatment.symmetrise is None else treatment.symmetrise
-    loops = source.self_loops if treatment.self_loops is None else treatment.self_loops
+    self_loops = source.self_loops if treatment.self_loops is None else treatment.self_loops
     if treatment.inverse_relations and not relations:
         raise InputError("has no relations: leave out --inverse-relations", file=source.file)
     if treatment.inverse_relations and symmetrise:
         raise InputError(
             "edges are either symmetrised or given inverse relations: choose one", file=source.file
         )
-    if relations and loops == "add":
+    if relations and self_loops == "add":
         raise InputError(
             "a self-loop would need a relation of its own: leave out --self-loops add",
             file=source.file,
         )
     return RowRules(
         symmetrise=symmetrise,
-        self_loops=loops,
+        self_loops=self_loops,
         deduplicate=symmetrise or treatment.deduplicate,
         combine=treatment.duplicate_weights,
         num_relations=relations * (2 if treatment.inverse_relations else 1),

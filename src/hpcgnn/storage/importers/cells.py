@@ -46,7 +46,7 @@ def is_quantity(text: str) -> bool:
 
 
 def is_date(text: str) -> bool:
-    """Whether it is a day, or a moment of one, as 2021-05-31, 2021-05-31T12:00 and 31/05/2021."""
+    """Return whether a text is a date, or a date and time: 2021-05-31T12:00 or 31/05/2021."""
     return bool(_DAY.fullmatch(text))
 
 
@@ -98,6 +98,7 @@ def lists(array: pa.Array) -> pa.Array:
 
 
 def is_list(text: str) -> bool:
+    """Return whether a text is several numbers, perhaps in brackets."""
     return all(is_number(part) for part in re.split(_GAPS, text.strip("[]() ")))
 
 

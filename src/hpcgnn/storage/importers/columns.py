@@ -38,6 +38,7 @@ def counted(column: Column, num_nodes: int) -> Iterator[np.ndarray]:
 
 
 def check_bounds(values: np.ndarray, low: int, high: int, column: Column, what: str) -> None:
+    """Raise InputError unless all values lie in `low .. high - 1`."""
     bad = (values < low) | (values >= high)
     if bad.any():
         raise column.error(f"{what} lie in {low} .. {high - 1}", values[bad].flat[0])

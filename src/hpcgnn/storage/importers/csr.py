@@ -70,6 +70,7 @@ def compressed_pairs(
 
 
 def check_dimensions(array: ArraySource, ndim: int) -> None:
+    """Raise InputError unless the array has `ndim` dimensions."""
     if array.ndim != ndim:
         raise array.error(f"must have {ndim} dimensions", array.shape)
 

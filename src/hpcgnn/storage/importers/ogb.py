@@ -39,10 +39,12 @@ _TEXTS = ("edge", "edge-feat", "node-feat", "node-label", "num-node-list", "num-
 
 
 def if_there(path: Path) -> Column | None:
+    """Return the values of a file, None if it doesn't exist."""
     return Column(path, "values", matrix_rows(path)) if path.exists() else None
 
 
 def edge_pairs(path: Path) -> Iterator[np.ndarray]:
+    """Yield int64 chunks `[n, 2]` of sources and destinations."""
     table = Table([("source", np.int64), ("destination", np.int64)], delimiter=",")
     for block in blocks(path):
         rows = table.parse(block)

@@ -123,8 +123,8 @@ def _check_duplicates_agree(
 def _with_self_loops(records: np.ndarray, low: int, high: int, keys: tuple[str, ...]) -> np.ndarray:
     """Return sorted records with a self-loop of weight 1 added to each node without one."""
     missing = np.ones(high - low, bool)
-    loops = records["source"] == records["destination"]
-    missing[records["source"][loops] - low] = False
+    is_loop = records["source"] == records["destination"]
+    missing[records["source"][is_loop] - low] = False
     added = np.zeros(int(missing.sum()), records.dtype)
     added["source"] = added["destination"] = low + np.flatnonzero(missing)
     if "weight" in (records.dtype.names or ()):

@@ -54,6 +54,7 @@ def kind_of(type: pa.DataType) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """Return the message of an error in one short line."""
     return " ".join(str(error).split())[:160]
 
 

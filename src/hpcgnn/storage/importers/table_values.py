@@ -72,6 +72,7 @@ def strange(tables: list[TableFile], name: str, odd: list[str], count: int) -> s
 
 
 def known(batch: Batch, name: str) -> np.ndarray:
+    """Return a column without missing values; raise InputError with the line of one."""
     array = batch.columns[name]
     if array.null_count:
         raise null(batch, name)
@@ -116,12 +117,14 @@ def are_text(columns: list[tuple[TableFile, str]]) -> bool:
 
 
 def null(batch: Batch, name: str) -> InputError:
+    """Return the error for the first missing value of a column."""
     row = int(np.argmax(to_numpy(batch.columns[name].is_null())))
     place = batch.place(row)
     return InputError(f"{place} is null or empty", file=batch.file, dataset=name)
 
 
 def check_length(batch: Batch, name: str) -> None:
+    """Raise InputError if a text is too long for an id."""
     lengths = to_numpy(pc.binary_length(batch.columns[name]))
     if lengths.max(initial=0) > LONGEST:
         row = int(np.argmax(lengths))

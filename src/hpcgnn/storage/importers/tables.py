@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,31 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.encoding import EncodedColumn, Encoding
-from hpcgnn.storage.importers.cells import INTEGER, NUMBER, TEXT, TIME
-from hpcgnn.storage.importers.made_split import split_chunks
+from hpcgnn.storage.importers.cells import INTEGER, NUMBER, TEXT
 from hpcgnn.storage.importers.names import NameStore
+from hpcgnn.storage.importers.node_rows import NodeRows
 from hpcgnn.storage.importers.source import (
     Column,
     EdgeChunk,
     ImportOptions,
     Nodes,
-    NodeSplit,
     NoteOn,
     Source,
 )
 from hpcgnn.storage.importers.spool import Scratch
-from hpcgnn.storage.importers.table_batches import Batch, to_numpy
+from hpcgnn.storage.importers.table_batches import Batch
 from hpcgnn.storage.importers.table_edges import edge_columns
 from hpcgnn.storage.importers.table_features import (
     FeatureFit,
     Names,
-    class_codes,
     features_of,
-    merged_kind,
     odd_values,
     plan,
     read_kind,
@@ -52,11 +47,7 @@ from hpcgnn.storage.importers.table_values import (
     integers,
     known,
     null,
-    numbers,
-    split_codes,
 )
-
-_ROWS = 1 << 18
 
 
 def read_tables(paths: list[Path], tables: TableOptions, options: ImportOptions) -> Source:
@@ -168,7 +159,18 @@ class _Reading:
             self.encoding.node_types = [kind.name for kind in self.types]
             self.encoding.relations = list(typed.relations)
             self.encoding.edge_types = list(typed.relations.values())
-        self.nodes = self._node_columns()
+        self.rows = NodeRows(
+            self.node_tables,
+            self.types,
+            self.columns,
+            tables,
+            self._over,
+            self.encoding,
+            self.store,
+            self.missing,
+            self.labels,
+        )
+        self.nodes = self._nodes()
         self._name_ignored()
 
     def _ids_are_text(self) -> bool:
@@ -237,7 +239,7 @@ class _Reading:
             self.nodes.notes += [NoteOn(tables[0].path, note) for note in notes]
 
     def _learn(self, scratch: Scratch) -> None:
-        self._scratch = scratch
+        self.rows.scratch = scratch
         if self.store is not None:
             self.store.begin(scratch)
         for table in self.node_tables:
@@ -328,10 +330,8 @@ class _Reading:
                 split=ends.split_of(batch),
             )
 
-    def _batches(
-        self, tables: list[TableFile], kinds: dict[str, str], id: str | None = None
-    ) -> Iterator[Batch]:
-        return batches(tables, kinds, id, self._over)
+    def _batches(self, tables: list[TableFile], kinds: dict[str, str]) -> Iterator[Batch]:
+        return batches(tables, kinds, over=self._over)
 
     def _ids(self, batch: Batch, name: str) -> np.ndarray:
         array = batch.columns[name]
@@ -348,119 +348,17 @@ class _Reading:
         # If tables list the nodes, only the names in these are kept.
         return self.store.codes(array) if self.node_tables else self.store.add(array)
 
-    def _node_columns(self) -> Nodes:
+    def _nodes(self) -> Nodes:
         nodes = Nodes()
         if not self.node_tables:
             nodes.split_ratio, nodes.split_seed = self.options.split_ratio, self.options.seed
             if self.store is not None:
                 nodes.ids = Column(self.file, "ids", self.store.ids())
             return nodes
-        file = self.node_tables[0].path
-        of_ids = self.file if self.types else file
-        nodes.ids = _Ids(of_ids, str(self.columns.id), self._node_ids(), self)
-        if self.columns.features:
-            nodes.features = Column(file, "features", self._features())
-        if self.types:
-            nodes.types = Column(file, "types of the nodes", self._types())
-        for number, kind in enumerate(self.types):
-            if kind.plan:
-                path = kind.tables[0].path
-                nodes.typed_features[number] = Column(path, "features", self._features(kind))
-        if self.columns.labels:
-            nodes.labels = Column(file, str(self.columns.label), self._labels())
-            several = "several" if len(self.columns.labels) > 1 else "classes"
-            nodes.labels_as = "values" if self.options.label_values else several
-        if self.columns.split:
-            codes = split_codes(self.node_tables, self.columns.split, str(self.columns.id))
-            nodes.split = NodeSplit(
-                file, column=Column(file, str(self.options.split_column), codes)
-            )
-        elif self.options.split_ratio is not None or self.columns.time is not None:
-            if not self.columns.labels:
-                raise InputError("a split by ratio or time needs labelled nodes: add --label")
-            nodes.split = NodeSplit(file, column=Column(file, "split", self._made_split()))
+        file = self.file if self.types else self.node_tables[0].path
+        nodes.ids = _Ids(file, str(self.columns.id), self.rows.ids(), self)
+        self.rows.add_to(nodes)
         return nodes
-
-    def _node_ids(self) -> Iterator[np.ndarray]:
-        if not self.types:
-            yield from self._ids_in(self.node_tables)
-        for kind in self.types:
-            kind.count = 0
-            for ids in self._ids_in(kind.visible()):
-                kind.count += len(ids)
-                yield ids
-
-    def _types(self) -> Iterator[np.ndarray]:
-        """Yield the number of the type of each node; the ids must have been read."""
-        for number, kind in enumerate(self.types):
-            for low in range(0, kind.count, _ROWS):
-                yield np.full(min(_ROWS, kind.count - low), number)
-
-    def _ids_in(self, tables: list[TableFile]) -> Iterator[np.ndarray]:
-        name = str(self.columns.id)
-        for batch in self._batches(tables, {name: TEXT if self.text else INTEGER}):
-            if batch.columns[name].null_count:
-                raise null(batch, name)
-            if self.store is None:
-                yield integers(batch, name)
-            else:
-                check_length(batch, name)
-                yield self.store.add_rows(batch.columns[name])
-
-    def _features(self, kind: NodeType | None = None) -> Iterator[np.ndarray]:
-        """Yield the features of all nodes, or of those of a type."""
-        tables, columns = self.node_tables, self.encoding.features
-        if kind is not None:
-            tables, columns = kind.tables, self.encoding.typed_features[kind.name]
-        wanted = {column.name: read_kind(column) for column in columns}
-        for batch in self._batches(tables, wanted):
-            yield features_of(batch, columns, self.missing)
-
-    def _labels(self) -> Iterator[np.ndarray]:
-        if self.labels is not None:
-            wanted = {self.labels.name: self.labels.read_kind()}
-            found = self._batches(self.node_tables, wanted, id=str(self.columns.id))
-            refusal = "is not one of the known classes"
-            for batch in found:
-                yield class_codes(batch, self.labels, self.encoding.classes, refusal)
-            return
-        wanted = dict.fromkeys(self.columns.labels, NUMBER)
-        for batch in self._batches(self.node_tables, wanted, id=str(self.columns.id)):
-            yield numbers(batch, self.columns.labels)
-
-    def _labelled(self) -> Iterator[np.ndarray]:
-        """Yield int64 chunks: the node's class if it has one; else 0 for any label, -1 for none."""
-        for labels in self._labels():
-            if self.labels is not None:
-                yield labels
-            else:
-                known = ~np.isnan(labels.reshape(labels.shape[0], -1)).all(axis=1)
-                yield np.where(known, 0, -1)
-
-    def _made_split(self) -> Iterator[np.ndarray]:
-        ratio = self.options.split_ratio or (0.8, 0.1, 0.1)
-        times = None if self.columns.time is None else self._times()
-        seed, notes = self.options.seed, self.nodes.notes
-        yield from split_chunks(self._labelled(), times, ratio, seed, self._scratch, notes)
-
-    def _times(self) -> Iterator[np.ndarray]:
-        """Yield int64 chunks that sort in the order of the times."""
-        name = str(self.columns.time)
-        kind = TIME if merged_kind(self.node_tables, name) in (TIME, TEXT) else NUMBER
-        labels = self._labelled()
-        for batch in self._batches(self.node_tables, {name: kind}, id=str(self.columns.id)):
-            array = batch.columns.get(name, pa.nulls(batch.num_rows))
-            known = to_numpy(array.is_valid())
-            needed = (next(labels) >= 0) & ~known
-            if needed.any():
-                row = int(np.argmax(needed))
-                raise batch.error(name, row, "is missing, but the node has a label")
-            if kind == TIME:
-                yield to_numpy(array.cast(pa.int64()).fill_null(0))
-                continue
-            bits = to_numpy(array.cast(pa.float64()).fill_null(math.nan)).view(np.int64)
-            # Floats compare like their bits as integers, if those of negative ones are flipped.
-            yield bits ^ ((bits >> 63) & np.int64(0x7FFFFFFFFFFFFFFF))
 
     def describe(self, value: int, edges: bool) -> tuple[str, Any]:
         """Return the place of an id, in an edge or in the tables of nodes, and its value there."""

@@ -57,7 +57,7 @@ class TextBlock:
 
 
 def readable(raw: bytes) -> str:
-    """The front of it as UTF-8 or else as Latin-1, for messages and names."""
+    """Return the beginning of `raw` as UTF-8, or else as Latin-1, for messages and names."""
     front = raw[:_SHOWN]
     try:
         return codecs.getincrementaldecoder("utf-8")().decode(front, final=front == raw)

@@ -96,6 +96,7 @@ class Part:
 
 
 def part_name(index: int) -> str:
+    """Return the name of the HDF5 group of a part."""
     return f"parts/{index:05d}"
 
 
@@ -158,6 +159,7 @@ def _check_block(lists: EdgeLists, peer: int, own_width: int | None, place: Plac
 
 
 def new_key() -> int:
+    """Return a random 64-bit number."""
     return int.from_bytes(os.urandom(8), "little")
 
 

@@ -264,11 +264,13 @@ def publish(temporary: Path, path: Path) -> None:
 
 
 def discard(temporary: Path) -> None:
+    """Remove a temporary file, if it is there."""
     with suppress(OSError):
         temporary.unlink()
 
 
 def write_error(path: Path, error: OSError) -> OutputError:
+    """Return our error for an output that the system could not write."""
     reason = error.strerror or " ".join(str(error).split())[:160]
     return OutputError(f"can't be written: {reason}; nothing was left under this name", file=path)
 

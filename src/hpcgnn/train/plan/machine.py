@@ -133,6 +133,7 @@ def folder() -> Path:
 
 
 def known() -> list[str]:
+    """Return the names of the machines in `jobs/machines`."""
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 

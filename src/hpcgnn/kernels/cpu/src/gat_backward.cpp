@@ -12,7 +12,7 @@ struct Backward {
     int64_t grad_edge_vector_step;  // likewise
     double slope;
     const Dropout* dropout;
-    bool loops;  // each row also has an edge to itself, which comes first
+    bool self_loops;  // each row also has an edge to itself, which comes first
     bool adds;   // to the content of grad_z; otherwise it is overwritten
 };
 
@@ -105,11 +105,11 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
         const bool is_long = total > LONGEST;
         T* own = row_of<T>(b.grad_z, row);
         bool adds = b.adds;
-        if (!adds && !b.loops && (total == 0 || is_long)) {
+        if (!adds && !b.self_loops && (total == 0 || is_long)) {
             for (int64_t c = low; c < low + heads.count * b.channels; c++) own[c] = 0;
             adds = true;
         }
-        if (total == 0 && !b.loops) continue;
+        if (total == 0 && !b.self_loops) continue;
         const Vec<T, P> s = load_heads<T, P>(b.s, row, heads);
         Vec<double, P> total_s = convert<double, T, P>(load_heads<T, P>(b.grad_s, row, heads));
         const auto score = [&](int i, int64_t column, Vec<T, P> edge_term)
@@ -144,7 +144,7 @@ void attend_backward(const Edges& edges, const Backward& b, Heads heads, int64_t
                                            convert<double, T, P>(dl));
             return dl;
         };
-        if (b.loops) {
+        if (b.self_loops) {
             Lookahead unused = ahead;
             score(0, row, Vec<T, P>{});
             weigh(1, own, unused);
@@ -198,15 +198,15 @@ HPCGNN_EXPORT(gat_backward)(const Edges* edges, int64_t kind, Matrix g, Matrix t
                                   Matrix edge_vector, Matrix grad_edge_vector,
                                   int64_t grad_edge_vector_step, int64_t num_heads,
                                   int64_t channels, double slope, const Dropout* dropout,
-                                  int64_t loops, int64_t adds) {
+                                  int64_t self_loops, int64_t adds) {
     const HPCGNN_ISA::Backward b{g, t, lse, d, z, s, grad_z, grad_s, grad_t, edge_vector,
                                  grad_edge_vector, num_heads, channels, grad_t_step,
                                  grad_edge_vector_step, slope, dropout,
-                                 loops != 0, adds != 0};
+                                 self_loops != 0, adds != 0};
     if (kind == DOUBLE)
         HPCGNN_ISA::gat_backward<double, double>(*edges, b);
-    else if (kind == SHORT)
-        HPCGNN_ISA::gat_backward<float, HPCGNN_ISA::Short>(*edges, b);
+    else if (kind == BFLOAT16)
+        HPCGNN_ISA::gat_backward<float, HPCGNN_ISA::Bfloat16>(*edges, b);
     else
         HPCGNN_ISA::gat_backward<float, float>(*edges, b);
 }

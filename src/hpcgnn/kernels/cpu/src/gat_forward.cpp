@@ -88,8 +88,8 @@ HPCGNN_EXPORT(gat_forward)(const Edges* edges, int64_t kind, Matrix z, Matrix s,
                                 num_heads, channels, slope, dropout};
     if (kind == DOUBLE)
         HPCGNN_ISA::gat_forward<double, double>(*edges, f);
-    else if (kind == SHORT)
-        HPCGNN_ISA::gat_forward<float, HPCGNN_ISA::Short>(*edges, f);
+    else if (kind == BFLOAT16)
+        HPCGNN_ISA::gat_forward<float, HPCGNN_ISA::Bfloat16>(*edges, f);
     else
         HPCGNN_ISA::gat_forward<float, float>(*edges, f);
 }

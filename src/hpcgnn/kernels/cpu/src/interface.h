@@ -33,8 +33,8 @@ struct Edges {
     int64_t threads;
 };
 
-// The number type of a call. SHORT: gathered rows are bfloat16, everything else is float.
-enum Kind { FLOAT = 0, DOUBLE = 1, SHORT = 2 };
+// The number type of a call. BFLOAT16: gathered rows are bfloat16, everything else is float.
+enum Kind { FLOAT = 0, DOUBLE = 1, BFLOAT16 = 2 };
 
 // Rows of `stride` elements, of the type given by the call's `kind` (or of the type named).
 struct Matrix {

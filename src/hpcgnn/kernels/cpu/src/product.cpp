@@ -76,10 +76,10 @@ void rows_by_panel_of(int vectors, Matrix x, int64_t rows, Matrix out, Strip str
 }
 
 // A band of rows in float: x itself, or a copy.
-Matrix band_of(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t deep, float* copy) {
-    if (!is_short) return {row_of<float>(x, row), x.stride};
+Matrix band_of(Matrix x, bool is_bf16, int64_t row, int64_t rows, int64_t deep, float* copy) {
+    if (!is_bf16) return {row_of<float>(x, row), x.stride};
     for (int64_t r = 0; r < rows; r++) {
-        const Short* from = row_of<Short>(x, row + r);
+        const Bfloat16* from = row_of<Bfloat16>(x, row + r);
         float* to = copy + r * deep;
         int64_t j = 0;
         for (; j + N <= deep; j += N) store<float, N>(to + j, load_as<float, N>(from + j));
@@ -88,13 +88,13 @@ Matrix band_of(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t deep,
     return {copy, deep};
 }
 
-void product(Matrix x, bool is_short, const float* packed, Matrix out, int64_t first, int64_t last,
+void product(Matrix x, bool is_bf16, const float* packed, Matrix out, int64_t first, int64_t last,
              int64_t deep, int64_t width, bool adds, const float* start) {
-    Buffer<float> copy(is_short ? BAND * deep : 0);
+    Buffer<float> copy(is_bf16 ? BAND * deep : 0);
     for (int64_t row = first; row < last; row += BAND) {
         const float* panel = packed;
         const int64_t rows = smaller(BAND, last - row);
-        const Matrix band = band_of(x, is_short, row, rows, deep, copy.data());
+        const Matrix band = band_of(x, is_bf16, row, rows, deep, copy.data());
         for (int64_t k = 0; k < deep; k += DEEP) {
             const int64_t part = smaller(DEEP, deep - k);
             for (int64_t j = 0; j < width; j += PANEL, panel += part * PANEL) {
@@ -128,23 +128,23 @@ void pack_columns(Matrix x, int64_t rows, int64_t first, int64_t last, float* to
 }
 
 template <int WIDTH>
-void pack_columns(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t first, int64_t last,
+void pack_columns(Matrix x, bool is_bf16, int64_t row, int64_t rows, int64_t first, int64_t last,
                   float* to) {
-    if (is_short)
-        pack_columns<WIDTH, Short>({row_of<Short>(x, row), x.stride}, rows, first, last, to);
+    if (is_bf16)
+        pack_columns<WIDTH, Bfloat16>({row_of<Bfloat16>(x, row), x.stride}, rows, first, last, to);
     else
         pack_columns<WIDTH, float>({row_of<float>(x, row), x.stride}, rows, first, last, to);
 }
 
 // Rows low .. high - 1 of out: columns of a.
-void outer_products(Matrix a, bool a_is_short, Matrix b, bool b_is_short, Matrix out, int64_t count,
+void outer_products(Matrix a, bool a_is_bf16, Matrix b, bool b_is_bf16, Matrix out, int64_t count,
                     int64_t low, int64_t high, int64_t width) {
     const int64_t tall = (high - low + ROWS - 1) / ROWS * ROWS;
     Buffer<float> packed_a(LONG * tall), packed_b(LONG * ((width + PANEL - 1) / PANEL * PANEL));
     for (int64_t row = 0; row < count; row += LONG) {
         const int64_t rows = smaller(LONG, count - row);
-        pack_columns<ROWS>(a, a_is_short, row, rows, low, high, packed_a.data());
-        pack_columns<PANEL>(b, b_is_short, row, rows, 0, width, packed_b.data());
+        pack_columns<ROWS>(a, a_is_bf16, row, rows, low, high, packed_a.data());
+        pack_columns<PANEL>(b, b_is_bf16, row, rows, 0, width, packed_b.data());
         for (int64_t j = 0; j < width; j += PANEL)
             for (int64_t i = low; i < high; i += ROWS) {
                 const int64_t tile_rows = smaller(ROWS, high - i), left = smaller(PANEL, width - j);
@@ -169,20 +169,20 @@ HPCGNN_EXPORT(packing)(int64_t* panel, int64_t* deep) {
 
 // out[row] = base + x[row] W for rows 0 .. rows - 1; W is deep x width, packed. The base is out's
 // content (`adds`), otherwise `start`, or 0 if that is null. x may be bfloat16.
-HPCGNN_EXPORT(product)(Matrix x, int64_t x_is_short, const float* packed, Matrix out, int64_t rows,
+HPCGNN_EXPORT(product)(Matrix x, int64_t x_is_bf16, const float* packed, Matrix out, int64_t rows,
                        int64_t deep, int64_t width, int64_t adds, const float* start,
                        int64_t threads) {
     HPCGNN_ISA::for_each_range(rows, threads, [&](int64_t first, int64_t last) {
-        HPCGNN_ISA::product(x, x_is_short, packed, out, first, last, deep, width, adds, start);
+        HPCGNN_ISA::product(x, x_is_bf16, packed, out, first, last, deep, width, adds, start);
     });
 }
 
 // out += a^T b: count x height, count x width, height x width; a and b may be bfloat16.
-HPCGNN_EXPORT(outer_products)(Matrix a, int64_t a_is_short, Matrix b, int64_t b_is_short, Matrix out,
+HPCGNN_EXPORT(outer_products)(Matrix a, int64_t a_is_bf16, Matrix b, int64_t b_is_bf16, Matrix out,
                               int64_t count, int64_t height, int64_t width, int64_t threads) {
     using namespace HPCGNN_ISA;
     for_each_range((height + ROWS - 1) / ROWS, threads, [&](int64_t first, int64_t last) {
-        outer_products(a, a_is_short, b, b_is_short, out, count, first * ROWS,
+        outer_products(a, a_is_bf16, b, b_is_bf16, out, count, first * ROWS,
                        smaller(last * ROWS, height), width);
     });
 }

@@ -58,9 +58,9 @@ HPCGNN_INLINE void store(T* to, Vec<T, N> value) {
 }
 
 // A bfloat16 as stored in rows: the upper half of a float.
-typedef uint16_t Short;
+typedef uint16_t Bfloat16;
 
-// N numbers stored as S: T itself, or Short for float.
+// N numbers stored as S: T itself, or Bfloat16 for float.
 template <typename T, int N, typename S>
 HPCGNN_INLINE Vec<T, N> load_as(const S* from) {
     if constexpr (sizeof(S) == sizeof(T)) {
@@ -70,7 +70,7 @@ HPCGNN_INLINE Vec<T, N> load_as(const S* from) {
         if constexpr (N == 1)
             bits = static_cast<uint32_t>(*from) << 16;
         else
-            bits = __builtin_convertvector((load<Short, N>(from)), Vec<uint32_t, N>) << 16;
+            bits = __builtin_convertvector((load<Bfloat16, N>(from)), Vec<uint32_t, N>) << 16;
         Vec<T, N> value;
         memcpy(&value, &bits, sizeof value);
         return value;

@@ -80,7 +80,7 @@ class JoinedSoftmax {
   private:
     Heads heads_;
     int64_t channels_, low_, high_;
-    double row_max_[P], row_sum_[P];
+    double row_max_[P] = {}, row_sum_[P] = {};
     Buffer<T> part_;
     Buffer<double> sum_;
 };

@@ -91,8 +91,8 @@ HPCGNN_EXPORT(spmm)(const Edges* edges, int64_t kind, Matrix x, const void* scal
     using namespace HPCGNN_ISA;
     if (kind == DOUBLE)
         spmm<double, double>(*edges, x, scale, out, width, adds);
-    else if (kind == SHORT)
-        spmm<float, Short>(*edges, x, scale, out, width, adds);
+    else if (kind == BFLOAT16)
+        spmm<float, Bfloat16>(*edges, x, scale, out, width, adds);
     else
         spmm<float, float>(*edges, x, scale, out, width, adds);
 }

@@ -145,14 +145,14 @@ struct Batch {
 };
 
 // Columns of this lane's own edges in the batch at `base`. The last of the row's edges, where there
-// are `loops`, is the row's edge to itself and not in the block.
+// are `self_loops`, is the row's edge to itself and not in the block.
 template <int LANES>
 DEVICE void look_ahead(const Edges& edges, const Row& row, const HeadPlace<LANES>& place, int base,
-                       int (&ahead)[HeadPlace<LANES>::OWN], int loops = 0) {
+                       int (&ahead)[HeadPlace<LANES>::OWN], int self_loops = 0) {
 #pragma unroll
     for (int i = 0; i < HeadPlace<LANES>::OWN; i++) {
         const int edge = min(base + place.group + place.own(i) * place.groups, row.count - 1);
-        ahead[i] = edge < row.count - loops ? column_of(edges, row.begin + edge)
+        ahead[i] = edge < row.count - self_loops ? column_of(edges, row.begin + edge)
                                             : static_cast<int>(row.local);
     }
 }

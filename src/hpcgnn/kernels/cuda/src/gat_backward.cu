@@ -4,7 +4,7 @@
 // grad_t goes to columns, from many rows at once. It is summed in 64-bit integers, as multiples of
 // 1 / unit: such sums are the same in every order. `unit` is a power of two that lets none
 // overflow: `gat_units.cu`. grad_score, where not null, receives the gradient of every edge's score
-// ([edges, heads]). With `loops` each row also has an edge to itself. Without `adds`, grad_z is
+// ([edges, heads]). With `self_loops` each row also has an edge to itself. Without `adds`, grad_z is
 // overwritten; every row must have an edge then.
 template <class X, int V, int LANES, int EXTRAS>
 KERNEL(LANES == WIDE                          ? 3
@@ -15,14 +15,14 @@ KERNEL(LANES == WIDE                          ? 3
 gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
                    const Sum<X>* lse, i64 lse_stride, const Sum<X>* d, i64 d_stride, const X* z,
                    i64 z_stride, const Sum<X>* s, i64 s_stride, Sum<X>* grad_z, i64 grad_z_stride,
-                   Sum<X>* grad_s, i64 grad_s_stride, int loops, int adds, u64* grad_t, UNIT,
+                   Sum<X>* grad_s, i64 grad_s_stride, int self_loops, int adds, u64* grad_t, UNIT,
                    Sum<X>* grad_score, EDGE_TERM, DROPOUT, Sum<X> slope, int heads, int channels, int lanes_log,
                    int side_log, int first_channel, int keep, int partial) {
     typedef Sum<X> A;
     const Edges edges = GIVEN_EDGES;
     const i64 k = first + (static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x) / WARP;
     Row row = row_of(edges, k);
-    if (k < last) row.count += loops;
+    if (k < last) row.count += self_loops;
     if (row.count == 0) return;
     const HeadPlace<LANES> place(heads, channels, lanes_log, side_log, first_channel, V);
     const EdgeTerm<A, EXTRAS> term = GIVEN_EDGE_TERM;
@@ -36,7 +36,7 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
     const A unit = grad_t ? GIVEN_UNIT : A(0);
     A sum[V] = {}, sum_s = 0;
     int ahead[place.OWN];
-    look_ahead(edges, row, place, 0, ahead, loops);
+    look_ahead(edges, row, place, 0, ahead, self_loops);
     for (int base = 0; base < row.count; base += UNROLL * place.groups) {
         const Batch<LANES> batch(row, place, base, ahead);
         Pack<X, V> value[UNROLL];
@@ -46,7 +46,7 @@ gat_backward(EDGES, const X* g, i64 g_stride, const Sum<X>* t, i64 t_stride,
         batch.read(raw, t + place.head, t_stride);
         batch.read(their_lse, lse + place.head, lse_stride);
         batch.read(their_d, d + place.head, d_stride);
-        look_ahead(edges, row, place, base + UNROLL * place.groups, ahead, loops);
+        look_ahead(edges, row, place, base + UNROLL * place.groups, ahead, self_loops);
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             dot[u] = place.inside ? inner(value[u], own) : A(0);

@@ -50,8 +50,8 @@ HPCGNN_INLINE Vec<uint32_t, M> upper(const float* from) {
     return rounded<M>(load<float, M>(from));
 }
 template <int M>
-HPCGNN_INLINE Vec<uint32_t, M> upper(const Short* from) {
-    Vec<float, M> value = load_as<float, M, Short>(from);
+HPCGNN_INLINE Vec<uint32_t, M> upper(const Bfloat16* from) {
+    Vec<float, M> value = load_as<float, M, Bfloat16>(from);
     Vec<uint32_t, M> bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;
@@ -89,19 +89,20 @@ void pair_rows(const S* first, int64_t next, int64_t count, Pair* to) {
 }
 
 // The numbers of a row, rounded.
-void round_row(const float* from, int64_t count, Short* to) {
+void round_row(const float* from, int64_t count, Bfloat16* to) {
     int64_t j = 0;
     for (; j + N <= count; j += N) {
-        const Vec<Short, N> halves =
-            __builtin_convertvector(upper<N>(from + j) >> 16, Vec<Short, N>);
+        const Vec<Bfloat16, N> halves =
+            __builtin_convertvector(upper<N>(from + j) >> 16, Vec<Bfloat16, N>);
         memcpy(to + j, &halves, sizeof halves);
     }
-    for (; j < count; j++) to[j] = static_cast<Short>(upper<1>(from + j) >> 16);
+    for (; j < count; j++) to[j] = static_cast<Bfloat16>(upper<1>(from + j) >> 16);
 }
 
 // to = base + acc, rounded.
 template <int U>
-HPCGNN_INLINE void write_row(const Lanes (&acc)[U], Short* to, int64_t width, const float* base) {
+HPCGNN_INLINE void write_row(const Lanes (&acc)[U], Bfloat16* to, int64_t width,
+                             const float* base) {
     float lanes[U * N];
     write_row<U>(acc, lanes, width, base);
     round_row(lanes, width, to);
@@ -185,7 +186,7 @@ void pairs_by_panel_of(int vectors, const Pair* a, int64_t a_step, int64_t rows,
 
 struct Given {
     Matrix x;
-    bool x_is_short;
+    bool x_is_bf16;
     Matrix out;
     const Pair* packed;
     int64_t deep, width;
@@ -196,12 +197,12 @@ struct Given {
 // A band of rows as pairs: x itself if it holds pairs, otherwise a rounded copy.
 const Pair* pairs_of(const Given& given, int64_t row, int64_t rows, int64_t last, Pair* copy) {
     const int64_t deep = given.deep, pairs = (deep + 1) / 2;
-    if (!copy) return reinterpret_cast<const Pair*>(row_of<Short>(given.x, row));
+    if (!copy) return reinterpret_cast<const Pair*>(row_of<Bfloat16>(given.x, row));
     for (int64_t r = 0; r < rows; r++) {
-        Short* to = reinterpret_cast<Short*>(copy + r * pairs);
+        Bfloat16* to = reinterpret_cast<Bfloat16*>(copy + r * pairs);
         if (deep % 2) to[deep] = 0;
-        if (given.x_is_short) {
-            memcpy(to, row_of<Short>(given.x, row + r), deep * sizeof(Short));
+        if (given.x_is_bf16) {
+            memcpy(to, row_of<Bfloat16>(given.x, row + r), deep * sizeof(Bfloat16));
             continue;
         }
         if (row + r + COPIED_AHEAD < last)
@@ -214,8 +215,8 @@ const Pair* pairs_of(const Given& given, int64_t row, int64_t rows, int64_t last
 template <bool NATIVE, typename To>
 void product(const Given& given, int64_t first, int64_t last) {
     const int64_t pairs = (given.deep + 1) / 2, width = given.width;
-    const bool direct = given.x_is_short && given.deep % 2 == 0 && given.x.stride % 2 == 0;
-    const bool partial = sizeof(To) == sizeof(Short) && pairs > DEEP_PAIRS;
+    const bool direct = given.x_is_bf16 && given.deep % 2 == 0 && given.x.stride % 2 == 0;
+    const bool partial = sizeof(To) == sizeof(Bfloat16) && pairs > DEEP_PAIRS;
     const int64_t a_step = direct ? given.x.stride / 2 : pairs;
     Buffer<Pair> copy(direct ? 0 : BAND * pairs);
     Buffer<float> sums(partial ? BAND * width : 0);
@@ -244,13 +245,13 @@ void product(const Given& given, int64_t first, int64_t last) {
 
 // Pairs of rows of columns first .. last - 1, by WIDTH adjacent columns, zeros beyond the last.
 template <bool NATIVE, int WIDTH>
-void pack_pairs(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t first, int64_t last,
+void pack_pairs(Matrix x, bool is_bf16, int64_t row, int64_t rows, int64_t first, int64_t last,
                 Pair* line, Pair* to) {
     const int64_t pairs = (rows + 1) / 2, width = last - first;
     for (int64_t p = 0; p < pairs; p++) {
         const int64_t at = row + 2 * p, next = 2 * p + 1 < rows ? x.stride : 0;
-        if (is_short)
-            pair_rows<NATIVE>(row_of<Short>(x, at) + first, next, width, line);
+        if (is_bf16)
+            pair_rows<NATIVE>(row_of<Bfloat16>(x, at) + first, next, width, line);
         else
             pair_rows<NATIVE>(row_of<float>(x, at) + first, next, width, line);
         for (int64_t j = 0; j < width; j += WIDTH) {
@@ -265,9 +266,9 @@ void pack_pairs(Matrix x, bool is_short, int64_t row, int64_t rows, int64_t firs
 
 struct Outer {
     Matrix a;
-    bool a_is_short;
+    bool a_is_bf16;
     Matrix b;
-    bool b_is_short;
+    bool b_is_bf16;
     Matrix out;
     int64_t count, width;
 };
@@ -281,9 +282,9 @@ void outer_pairs(const Outer& given, int64_t low, int64_t high) {
     Buffer<Pair> line(tall > wide ? tall : wide);
     for (int64_t row = 0; row < given.count; row += 2 * LONG_PAIRS) {
         const int64_t rows = smaller(2 * LONG_PAIRS, given.count - row), pairs = (rows + 1) / 2;
-        pack_pairs<NATIVE, TALL>(given.a, given.a_is_short, row, rows, low, high, line.data(),
+        pack_pairs<NATIVE, TALL>(given.a, given.a_is_bf16, row, rows, low, high, line.data(),
                          packed_a.data());
-        pack_pairs<NATIVE, PANEL>(given.b, given.b_is_short, row, rows, 0, width, line.data(),
+        pack_pairs<NATIVE, PANEL>(given.b, given.b_is_bf16, row, rows, 0, width, line.data(),
                           packed_b.data());
         for (int64_t j = 0; j < width; j += PANEL)
             for (int64_t i = low; i < high; i += TALL) {
@@ -313,23 +314,23 @@ void with_native(const Body& body) {
 
 // The number of adjacent columns in packed weights, and the number of consecutive pairs of rows
 // of them.
-HPCGNN_EXPORT(short_packing)(int64_t* panel, int64_t* pairs) {
+HPCGNN_EXPORT(bf16_packing)(int64_t* panel, int64_t* pairs) {
     *panel = HPCGNN_ISA::PANEL;
     *pairs = HPCGNN_ISA::DEEP_PAIRS;
 }
 
-// Like `product`, with operands in bfloat16: x is rounded unless `x_is_short`, and out if
-// `out_is_short`. `adds` is only for floats.
-HPCGNN_EXPORT(short_product)(Matrix x, int64_t x_is_short, const uint32_t* packed, Matrix out,
-                             int64_t out_is_short, int64_t rows, int64_t deep, int64_t width,
-                             int64_t adds, const float* start, int64_t threads) {
+// Like `product`, with operands in bfloat16: x is rounded unless `x_is_bf16`, and out if
+// `out_is_bf16`. `adds` is only for floats.
+HPCGNN_EXPORT(bf16_product)(Matrix x, int64_t x_is_bf16, const uint32_t* packed, Matrix out,
+                            int64_t out_is_bf16, int64_t rows, int64_t deep, int64_t width,
+                            int64_t adds, const float* start, int64_t threads) {
     using namespace HPCGNN_ISA;
-    const Given given{x, x_is_short != 0, out, packed, deep, width, adds != 0, start};
+    const Given given{x, x_is_bf16 != 0, out, packed, deep, width, adds != 0, start};
     with_native([&](auto is_native) {
         constexpr bool NATIVE = decltype(is_native)::VALUE;
         for_each_range(rows, threads, [&](int64_t first, int64_t last) {
-            if (out_is_short)
-                product<NATIVE, Short>(given, first, last);
+            if (out_is_bf16)
+                product<NATIVE, Bfloat16>(given, first, last);
             else
                 product<NATIVE, float>(given, first, last);
         });
@@ -337,11 +338,11 @@ HPCGNN_EXPORT(short_product)(Matrix x, int64_t x_is_short, const uint32_t* packe
 }
 
 // Like `outer_products`, with operands in bfloat16.
-HPCGNN_EXPORT(short_outer_products)(Matrix a, int64_t a_is_short, Matrix b, int64_t b_is_short,
-                                    Matrix out, int64_t count, int64_t height, int64_t width,
-                                    int64_t threads) {
+HPCGNN_EXPORT(bf16_outer_products)(Matrix a, int64_t a_is_bf16, Matrix b, int64_t b_is_bf16,
+                                   Matrix out, int64_t count, int64_t height, int64_t width,
+                                   int64_t threads) {
     using namespace HPCGNN_ISA;
-    const Outer given{a, a_is_short != 0, b, b_is_short != 0, out, count, width};
+    const Outer given{a, a_is_bf16 != 0, b, b_is_bf16 != 0, out, count, width};
     with_native([&](auto is_native) {
         for_each_range((height + TALL - 1) / TALL, threads, [&](int64_t first, int64_t last) {
             outer_pairs<decltype(is_native)::VALUE>(given, first * TALL,
