@@ -25,9 +25,9 @@ check() {
 # is printed on its stderr. Ranks share few cores, so each number of ranks runs only tests that need
 # it: with 3, a rank sends to one rank and receives from another (layers are compared with PyTorch
 # Geometric's there and on one rank, not on 2); with 4, two ranks exchange rows with each other in the
-# second step; 7 ranks divide few graphs evenly, some hold nothing, and many wait for a late one.
-# Where ranks share cores, a rank that waits inside MPI (in ParMETIS, for example) sleeps, instead of
-# spinning as MPICH does by default.
+# second step; 7 ranks divide few graphs evenly, and some hold nothing; with 8, many ranks wait for a
+# late one. Where ranks share cores, a rank that waits inside MPI (in ParMETIS, for example) sleeps,
+# instead of spinning as MPICH does by default.
 on_ranks() {
     local ranks=$1 folders=(tests --ignore=tests/nn/test_{against_pyg,message_layers}.py)
     shift
@@ -39,8 +39,8 @@ on_ranks() {
     [ "$ranks" -le 3 ] || folders=(tests/sar tests/comm/test_ring.py
         --ignore=tests/sar/test_{autograd,hubs}.py)
     [ "$ranks" -le 4 ] || folders=(tests/partition --ignore=tests/partition/test_simple.py
-        tests/comm/test_{agreement,communicator,ring}.py
-        tests/comm/test_unfinished.py::test_short_messages_for_a_late_rank_wait_at_their_senders)
+        tests/comm/test_{agreement,communicator,ring}.py)
+    [ "$ranks" -le 7 ] || folders=(tests/comm/test_unfinished.py -k late_rank)
     [[ ${1:-} != tests/* ]] || folders=()
     # shellcheck disable=SC2016
     MPIR_CVAR_CH4_PROGRESS_THROTTLE=$((ranks > cores)) \
@@ -101,7 +101,7 @@ full() {
     check types show "$types" "$logs/types"
     check docs show "$docs" "$logs/docs"
     check "tests, Slurm" show "$slurm" "$logs/slurm"
-    for ranks in "$@"; do
+    for ranks in "$@" 8; do
         check "tests, $ranks ranks" on_ranks "$ranks"
     done
 }

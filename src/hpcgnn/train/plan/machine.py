@@ -173,8 +173,13 @@ def _machine(content: dict[str, Any]) -> Machine:
     kernels = {}
     for name in KERNELS:
         kernel = gathers.table(name)
-        curves = [kernel.curve("widths", size) for size in ("few", "many")]
-        kernels[name] = Gather(*curves, few, many, kernel.curve("widths", "row_seconds", 0.0))
+        kernels[name] = Gather(
+            few=kernel.curve("widths", "few"),
+            many=kernel.curve("widths", "many"),
+            few_rows=few,
+            many_rows=many,
+            row_seconds=kernel.curve("widths", "row_seconds", 0.0),
+        )
     device = table.text("device")
     if device not in ("cpu", "cuda"):
         raise InputError("device must be cpu or cuda", value=device)
