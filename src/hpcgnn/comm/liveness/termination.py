@@ -173,6 +173,12 @@ def held() -> Iterator[None]:
         handler.leave()
 
 
+def interrupt() -> None:
+    """Raise Terminated in the main thread, where `terminable` is in use; for other threads."""
+    if isinstance(signal.getsignal(signal.SIGTERM), Handler):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
 def raise_waiting() -> None:
     """Raise a waiting signal that arrived in an `uninterruptible` function."""
     handler = _installed()

@@ -6,13 +6,8 @@ import os
 
 import pytest
 
-from hpcgnn.comm.launcher import (
-    _LAUNCHERS,
-    FORGONE,
-    forget_nonsense,
-    forgone,
-    is_forgone,
-)
+from hpcgnn.comm.environment import FORGONE, forget_nonsense, forgone, is_forgone
+from hpcgnn.comm.launcher import _LAUNCHERS
 from hpcgnn.errors import InputError
 
 NAMES = ("PMI_RANK", "PMI_ID", "PMI_SIZE", "PMI_FD", "PMI_PORT", "PMIX_RANK", "PMIX_NAMESPACE")
