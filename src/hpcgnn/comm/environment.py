@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,8 +12,9 @@ from hpcgnn.comm.launcher import launched
 from hpcgnn.errors import InputError
 
 FORGONE = "HPCGNN_MPI"
+_NUMBERS = ("PMI_RANK", "PMI_ID", "PMI_SIZE")
 _FORMS = {  # what MPICH accepts
-    **dict.fromkeys(("PMI_RANK", "PMI_ID", "PMI_SIZE"), r"-?[0-9]{1,9}"),
+    **dict.fromkeys(_NUMBERS, r"-?[0-9]{1,9}"),
     "PMI_FD": r"[3-9]|[1-9][0-9]{1,6}",
     "PMI_PORT": r".+:[0-9]{1,5}",
 }
@@ -48,10 +50,21 @@ def forgone() -> Iterator[None]:
 
 
 def forget_nonsense() -> None:
-    """Remove environment variables with invalid values that would make the start of MPI fail."""
-    for name, form in _FORMS.items():
-        if name in os.environ and re.fullmatch(form, os.environ[name]) is None:
-            del os.environ[name]
+    """Remove environment variables with invalid values that would make the start of MPI fail.
+
+    Raises:
+        InputError: a launcher is there, so its own value of a variable has been overwritten.
+    """
+    wrong = [n for n, form in _FORMS.items() if n in os.environ and not _fits(n, form)]
+    if _has_wire():
+        wrong += [n for n in _NUMBERS if os.environ.get(n, "").startswith("-")]
+        if wrong:
+            raise InputError(
+                f"{wrong[0]} must be as mpiexec or srun sets it: don't change it",
+                value=os.environ[wrong[0]],
+            )
+    for name in wrong:
+        del os.environ[name]
     if "PMI_FD" in os.environ:
         try:
             os.fstat(int(os.environ["PMI_FD"]))
@@ -61,3 +74,16 @@ def forget_nonsense() -> None:
     if not served or "PMIX_NAMESPACE" not in os.environ:
         for name in ("PMIX_RANK", "PMIX_NAMESPACE"):
             os.environ.pop(name, None)
+
+
+def _fits(name: str, form: str) -> bool:
+    return re.fullmatch(form, os.environ[name]) is not None
+
+
+def _has_wire() -> bool:
+    """Return whether PMI_FD is open to a launcher."""
+    try:
+        mode = os.fstat(int(os.environ.get("PMI_FD", ""))).st_mode
+    except (OSError, ValueError, OverflowError):
+        return False
+    return stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode)
