@@ -103,6 +103,21 @@ def test_run_exits_with_the_status_of_main(monkeypatch, result, status):
     assert told == ["memory", "comm"]
 
 
+def test_little_is_loaded_before_signals_are_handled():
+    """Before that, Ctrl-C shows a traceback, and Hydra returns the bare number of a signal."""
+    program = """
+import sys
+before = set(sys.modules)
+import hpcgnn.__main__
+print(*sorted(name for name in set(sys.modules) - before if name.startswith("hpcgnn")))
+print({"typing", "socket", "re", "dataclasses"} & (set(sys.modules) - before) or "few")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    ours = ["", ".__main__", ".comm", ".comm.launcher", ".comm.liveness", ".comm.liveness.early"]
+    expected = " ".join(f"hpcgnn{name}" for name in [*ours, ".version"])
+    assert done.stdout.splitlines() == [expected, "few"], done.stderr
+
+
 INTERRUPTED = """
 import os, runpy, signal, sys
 name, number = sys.argv.pop(1), int(sys.argv.pop(1))

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 from hpcgnn.comm.liveness import early
 from hpcgnn.version import __version__
 
+TYPE_CHECKING = False  # `typing` takes as long to load as all the rest
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from hpcgnn import nn, pyparmetis, tasks
     from hpcgnn.nn.gradients import sum_gradients
     from hpcgnn.nn.norm import convert_norms

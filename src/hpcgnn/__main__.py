@@ -5,28 +5,31 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
-from typing import Any
 
-_USUAL: dict[signal.Signals, Any] = {
-    signal.SIGINT: signal.default_int_handler,
-    signal.SIGTERM: signal.SIG_DFL,
-    signal.SIGHUP: signal.SIG_DFL,
-}
+TYPE_CHECKING = False  # what is loaded here delays the handlers of signals
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
+_TAKEN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
     """Run the command and return its exit status; a signal while it is loaded ends it silently."""
-    taken = [number for number, usual in _USUAL.items() if signal.getsignal(number) is usual]
+    usual: dict[signal.Signals, Any] = dict.fromkeys(_TAKEN, signal.SIG_DFL)
+    usual[signal.SIGINT] = signal.default_int_handler
+    taken = [number for number in _TAKEN if signal.getsignal(number) is usual[number]]
     _handle(taken, signal.SIG_DFL)
-    from hpcgnn.comm.launcher import is_hydra  # only now: an interrupt would show a traceback
+    from hpcgnn.comm.launcher import is_hydra
 
     if is_hydra():
+        import socket  # noqa: F401  # whole before a handler needs it
+
         _handle(taken, _end)
     from hpcgnn.cli.main import main as run
 
     for number in taken:
-        signal.signal(number, _USUAL[number])
+        signal.signal(number, usual[number])
     try:
         return run()
     finally:

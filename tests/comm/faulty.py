@@ -14,6 +14,7 @@ import numpy as np
 
 from hpcgnn.comm import world
 from hpcgnn.errors import InputError
+from hpcgnn.storage.write.atomic import claim
 
 
 def one_raises(comm: Any) -> None:
@@ -130,6 +131,26 @@ def terminated_while_waiting(comm: Any) -> None:
             print("cleaned up", flush=True)
     else:
         time.sleep(20)
+
+
+def one_terminated_while_others_write(comm: Any) -> None:
+    if comm.rank == 1:
+        comm.mpi.recv(source=0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(20)
+    with claim(Path(os.environ["TARGET"]).with_name(f"rank{comm.rank}")):
+        comm.mpi.send(None, 1) if comm.rank == 0 else None
+        time.sleep(20)
+
+
+def one_raises_while_another_is_in_a_library(comm: Any) -> None:
+    if comm.rank == 1:
+        comm.mpi.recv(source=0)
+        one_raises(comm)
+    with comm.blocking_call("library"):
+        if comm.rank == 0:
+            comm.mpi.send(None, 1)
+        comm.mpi.Recv(np.empty(1), 1, 5)
 
 
 def terminated_in_library(comm: Any) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.kinds import KindNames
+from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.predict import Predictor, read_checkpoint
@@ -31,7 +32,7 @@ def trained(comm, shared_path):
     """Return `trained(labels_as_input=0.5)`: path and content of a checkpoint, run on `WHOLE`."""
 
     def train(whole=WHOLE, relations=(), **settings):
-        graph = distribute(whole, comm)
+        graph = whole if isinstance(whole, PartitionedGraph) else distribute(whole, comm)
         graph = replace(graph, graph_fingerprint="f" * 16, kinds=KindNames(relations=relations))
         configured_trainer(graph, Config.of(**(SMALL | settings)), shared_path).run()
         comm.barrier()
@@ -115,6 +116,30 @@ def test_relations_in_another_order_are_refused_if_the_model_reads_them(
         return
     with pytest.raises(InputError, match=r"relation 1 as \(knows\), which is number 2 in this"):
         predict(comm, found, whole=whole, kinds=other)
+
+
+@pytest.mark.parametrize(("here", "there"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize("bases", [0, 2])
+def test_another_number_of_relations_is_refused(comm, trained, here, there, bases):
+    names = ("cites", "knows", "likes")
+    wholes = {n: random_graph(40, 160, seed=1, num_relations=n) for n in (here, there)}
+    found = trained(wholes[here], names[:here], model="rgcn", bases=bases)
+    for said in ((), names[:there]):
+        with pytest.raises(InputError, match=r"belongs to another model: parameter .* shape"):
+            predict(comm, found, whole=wholes[there], kinds=KindNames(relations=said))
+
+
+@pytest.mark.parametrize(("here", "there"), [(2, 3), (3, 2)])
+def test_another_number_of_typed_features_is_refused(comm, trained, here, there):
+    def typed(count):
+        graph = distribute(WHOLE, comm)
+        own = graph.node_ids % count
+        rows = {k: torch.ones(int((own == k).sum()), 4 + k) for k in range(count)}
+        return replace(graph, features=None, node_types=own, typed_features=rows, num_types=count)
+
+    path, checkpoint = trained(typed(here))
+    with pytest.raises(InputError, match="belongs to another model"):
+        Predictor(typed(there), checkpoint, path, any_graph=True)
 
 
 def test_models_that_read_labels_require_them(comm, trained):

@@ -19,7 +19,8 @@ from hpcgnn.cli.help import FIRST_STEPS, completion, explain, shape
 from hpcgnn.cli.interruption import interruption_said
 from hpcgnn.comm import world
 from hpcgnn.comm.agreement import require_same
-from hpcgnn.comm.launcher import forgone, launched
+from hpcgnn.comm.environment import forgone
+from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import early, limit, ulimits
 from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import Terminated, terminable

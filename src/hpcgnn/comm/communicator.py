@@ -17,7 +17,7 @@ from hpcgnn.comm.background import BackgroundSums
 from hpcgnn.comm.collectives import as_array, as_bytes, is_tensor
 from hpcgnn.comm.handles import KEPT, free, given_or_all
 from hpcgnn.comm.liveness import watchdog
-from hpcgnn.comm.liveness.blocking_call import BlockingCall, default_signals
+from hpcgnn.comm.liveness.blocking_call import BlockingCall, signals_end
 from hpcgnn.comm.liveness.failure import translated
 from hpcgnn.comm.liveness.guard import guard
 from hpcgnn.comm.liveness.heartbeat import Heartbeat, Peer, local_address
@@ -111,7 +111,7 @@ class Communicator:
         own = Peer.here(self.rank, MPI.COMM_WORLD.Get_rank())
         address = local_address(own, self.allgather(own, "start"))
         self.address = address
-        heartbeat = Heartbeat(self.rank, address, self.location.report)
+        heartbeat = Heartbeat(self.rank, address, self.location.report, self.location.leave)
         token = os.urandom(16) if self.rank == 0 else b""
         peers = self.allgather((replace(own, address=heartbeat.address), token), "start")
         heartbeat.meet([peer for peer, _ in peers], peers[0][1])
@@ -194,6 +194,11 @@ class Communicator:
         """Return the locations of the other ranks that answer within `seconds`."""
         return {} if self._heartbeat is None else self._heartbeat.ask(range(self.size), seconds)
 
+    def stop_others(self, seconds: float) -> None:
+        """Make all other ranks leave their with-blocks, and wait until they have."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop_others(seconds)
+
     def end_others(self, status: int, seconds: float) -> bool:
         """Make the processes of all other ranks exit; return whether none answers after that."""
         return self._heartbeat is not None and self._heartbeat.end_others(status, seconds)
@@ -206,7 +211,8 @@ class Communicator:
         process at once, since Python can't handle them inside the library. `locked`: the library
         holds the GIL; then the call itself must not take longer than the limit.
         """
-        with self.at(where), BlockingCall(self, where, locked=locked), default_signals():
+        watch = BlockingCall(self, where, locked=locked)
+        with self.at(where), watch, signals_end(self, locked=locked):
             yield
 
     def examine_silent(self, where: str, waited: float) -> None:

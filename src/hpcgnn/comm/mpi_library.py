@@ -11,7 +11,8 @@ import ctypes
 import os
 import warnings
 
-from hpcgnn.comm.launcher import FORGONE, forget_nonsense, is_forgone, launched
+from hpcgnn.comm.environment import FORGONE, forget_nonsense, is_forgone
+from hpcgnn.comm.launcher import launched
 from hpcgnn.comm.liveness import ended_start, ulimits
 from hpcgnn.comm.liveness.bounded_start import bounded_start
 from hpcgnn.comm.liveness.termination import kept_handlers

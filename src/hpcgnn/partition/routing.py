@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.native import address
 from hpcgnn.partition.layout.library import library
 
 Array = NDArray[Any]
@@ -53,12 +54,12 @@ def group_by(keys: Array, num_keys: int) -> tuple[Int64, Array]:
     starts = np.empty(num_keys + 1, np.int64)
     keys = np.ascontiguousarray(keys, order.dtype)
     library().hpcgnn_group_by(
-        keys.ctypes,
+        address(keys),
         c_int64(keys.itemsize == 8),
         c_int64(len(keys)),
         c_int64(num_keys),
-        starts.ctypes,
-        order.ctypes,
+        address(starts),
+        address(order),
     )
     return starts, order
 
@@ -70,7 +71,7 @@ def sort_columns(indptr: Array, columns: Array) -> tuple[Array, Array]:
     columns = np.array(columns, np.int64 if wide else np.int32)
     places = np.empty_like(columns)
     library().hpcgnn_sort_columns(
-        indptr.ctypes, c_int64(len(indptr) - 1), columns.ctypes, places.ctypes, c_int64(wide)
+        address(indptr), c_int64(len(indptr) - 1), address(columns), address(places), c_int64(wide)
     )
     return columns, places
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.native import open_library
+from hpcgnn.native import address, open_library
 
 LIBRARY = Path(__file__).with_name("libhpcgnn_storage.so")
 MASK = (1 << 64) - 1
@@ -32,7 +32,7 @@ def fingerprint(name: str, array: np.ndarray, first: int = 0) -> int:
     seed = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
     flat = np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(-1)
     return _library().hpcgnn_fingerprint(
-        flat.ctypes,
+        address(flat),
         c_int64(flat.itemsize),
         c_int64(flat.dtype.kind == "i"),
         c_int64(flat.size),
@@ -44,7 +44,7 @@ def mix64(x: np.ndarray) -> None:
     """Apply splitmix64's finaliser to uint64 `[n]` in place: a bijection that mixes all bits."""
     if x.dtype != np.uint64 or not x.flags.c_contiguous:
         raise TypeError(f"mix64 takes contiguous uint64, not {x.dtype}")
-    _library().hpcgnn_mix(x.ctypes, c_int64(x.size))
+    _library().hpcgnn_mix(address(x), c_int64(x.size))
 
 
 def to_hex(value: int) -> str:

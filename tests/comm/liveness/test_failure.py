@@ -137,7 +137,20 @@ def test_signals_end_the_job_quietly(faulty, fault, number):
 
 def test_a_signal_ends_a_library_call_at_once(faulty):
     outcome = faulty("terminated_in_library")
-    assert outcome.status != 0 and outcome.seconds < SOON
+    assert outcome.status == 128 + signal.SIGTERM and outcome.seconds < SOON
+
+
+def test_a_signal_to_one_rank_leaves_no_files_of_the_others(faulty, tmp_path):
+    outcome = faulty("one_terminated_while_others_write", env={"TARGET": str(tmp_path / "x")})
+    assert outcome.status == 128 + signal.SIGTERM and outcome.seconds < SOON
+    assert list(tmp_path.iterdir()) == []
+    assert outcome.errors == [] and "Traceback" not in outcome.err
+
+
+def test_an_error_beside_a_library_call_keeps_its_status(faulty):
+    outcome = faulty("one_raises_while_another_is_in_a_library", 2)
+    assert outcome.status == 2 and outcome.seconds < SOON
+    assert len(outcome.errors) == 1 and "label 99" in outcome.errors[0]
 
 
 def test_a_closed_stdout_ends_the_job_quietly(faulty):

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from hpcgnn.comm.liveness.failure import Failure
 from hpcgnn.comm.liveness.termination import (
     Terminated,
     held,
@@ -43,9 +44,10 @@ def _handled_as_usual():
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
 def test_signals_raise_at_once_outside_library_calls(number, error):
-    with terminable(), pytest.raises(error):
+    with terminable(), pytest.raises(error) as raised:
         os.kill(os.getpid(), number)
         time.sleep(5)
+    assert Failure.of(raised.value).status == 128 + number
 
 
 @pytest.mark.parametrize(("number", "error"), SIGNALS)
@@ -160,4 +162,4 @@ with terminable():
 def test_signals_end_programs_that_started_mpi(number, error):
     command = [sys.executable, "-c", STARTED, str(int(number))]
     status = subprocess.run(command, capture_output=True, timeout=60).returncode
-    assert status == (130 if error is KeyboardInterrupt else 143)
+    assert status == 128 + number

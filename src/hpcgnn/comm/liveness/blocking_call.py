@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
-from hpcgnn.comm.liveness.failure import Ranks, end_job
+from hpcgnn.comm.liveness.failure import Ranks, abort, end_job
 from hpcgnn.comm.liveness.termination import ENDING, Handler
 from hpcgnn.comm.liveness.watchdog import LostRank
 
@@ -28,25 +29,57 @@ class WatchedRanks(Ranks, Protocol):
 
 
 @contextmanager
-def default_signals() -> Iterator[None]:
-    """The signals of `ENDING` end the process at once, as Python can't handle them in a library.
+def signals_end(comm: Ranks, *, locked: bool) -> Iterator[None]:
+    """The signals of `ENDING` end the job at once, as Python can't handle them in a library.
 
-    Handlers that other code installed are kept.
+    Handlers that other code installed are kept. If the library holds the GIL (`locked`), signals
+    end only this process.
     """
     mine = threading.current_thread() is threading.main_thread()
     former = {s: signal.getsignal(s) for s in ENDING if mine}
-    changed = {
+    ours = {
         number: handler
         for number, handler in former.items()
         if isinstance(handler, Handler) or handler is signal.default_int_handler
     }
-    for number in changed:
+    with _default(ours) if locked or not ours else _heard(comm, ours):
+        yield
+
+
+@contextmanager
+def _default(ours: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    for number in ours:
         signal.signal(number, signal.SIG_DFL)
     try:
         yield
     finally:
-        for number, handler in changed.items():
+        for number, handler in ours.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _heard(comm: Ranks, ours: Collection[int]) -> Iterator[None]:
+    """Let a thread hear the signals: ended by one itself, a rank has no status 128 + n."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_hear, args=(comm, ours, reader), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        writer.close()
+        thread.join()
+
+
+def _hear(comm: Ranks, ours: Collection[int], reader: socket.socket) -> None:
+    with reader:
+        while heard := reader.recv(64):
+            for number in heard:
+                # While this rank is leaving, the signal is its own, and another ends the job.
+                if number in ours and not comm.location.leaving:
+                    abort(comm, 128 + number)
 
 
 class BlockingCall:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
-from types import ModuleType, TracebackType
 
 from hpcgnn.comm.launcher import end_job, launched
+
+TYPE_CHECKING = False  # `import hpcgnn` loads this module, and `typing` takes as long as all else
+if TYPE_CHECKING:
+    from types import ModuleType, TracebackType
 
 _FORWARD_SECONDS = 0.3  # an abort can overtake the line on its way through the launcher
 _FIRST_SECONDS = 1.0
@@ -21,11 +23,11 @@ def watch() -> None:
         sys.excepthook = Hook(os.getpid())
 
 
-@dataclass(frozen=True)
 class Hook:
     """A `sys.excepthook` that ends the other ranks, which may wait for this process."""
 
-    process: int
+    def __init__(self, process: int) -> None:
+        self.process = process
 
     def __call__(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None

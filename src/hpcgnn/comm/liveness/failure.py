@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from hpcgnn.comm.launcher import FORGONE
+from hpcgnn.comm.environment import FORGONE
 from hpcgnn.comm.liveness.location import Location, Report
 from hpcgnn.comm.liveness.termination import ENDING, Terminated
 from hpcgnn.errors import (
@@ -37,6 +37,7 @@ _SETTLE_SECONDS = 0.2
 _MEET_SECONDS = 2.0
 _FORWARD_SECONDS = 0.3  # an abort can overtake the line on its way through a busy launcher
 _SILENT_SECONDS = 10.0
+_LEAVE_SECONDS = 0.5
 _END_SECONDS = 0.5
 _CONSEQUENCES = ("LostRank ", "CommunicationError ")
 _LAST_WORDS = b"hpcgnn: error: out of memory while ending the job after an error\n"
@@ -52,6 +53,9 @@ class Ranks(Protocol):
 
     def ask(self, seconds: float) -> dict[int, Report]:
         """Return the locations of the other ranks that answer within `seconds`."""
+
+    def stop_others(self, seconds: float) -> None:
+        """Make all other ranks leave their with-blocks, and wait until they have."""
 
     def end_others(self, status: int, seconds: float) -> bool:
         """Make the processes of all other ranks exit; return whether none answers after that."""
@@ -76,7 +80,7 @@ class Failure:
         if isinstance(error, KeyboardInterrupt):
             return cls(128 + signal.SIGINT, "", (), kind)
         if isinstance(error, Terminated):
-            return cls(128 + signal.SIGTERM, "", (), kind)
+            return cls(128 + error.number, "", (), kind)
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return cls(128 + signal.SIGPIPE, "", (), kind)
         if isinstance(error, SystemExit):
@@ -174,6 +178,10 @@ def _end_together(comm: Ranks, error: BaseException, failure: Failure) -> None:
         _handle_signals(lambda number, _: abort(comm, 128 + number))
     comm.location.failing = f"{failure.kind.__name__} {failure.line}"
     flush_output()
+    if comm.location.leaving:  # the rank that ends the job has reported
+        _handle_signals(signal.SIG_IGN)
+        time.sleep(_SILENT_SECONDS)
+        abort(comm, failure.status)
     agreed = _agreement(comm, error)
     together = agreed is not None and meet(_MEET_SECONDS)
     if agreed is not None:
@@ -248,7 +256,10 @@ def _mpi() -> Any:
 
 
 def abort(comm: Ranks | None, status: int) -> NoReturn:
-    """End all ranks now, with `status` as the exit status of the job."""
+    """End all ranks now, with `status` as the exit status of the job.
+
+    The others get a moment to remove their partial output.
+    """
     MPI = _mpi()
     # No error here may keep this rank from ending the others: memory may have run out.
     with suppress(Exception):
@@ -258,8 +269,10 @@ def abort(comm: Ranks | None, status: int) -> NoReturn:
         for path in shared_segments(_SEGMENTS):
             path.unlink(missing_ok=True)
     with suppress(Exception):
-        # srun returns the highest status, and ranks that it ends itself have status 137.
         whole = comm if comm is not None and comm.size == MPI.COMM_WORLD.Get_size() else None
+        if whole is not None and whole.size > 1:
+            whole.stop_others(_LEAVE_SECONDS)
+        # srun returns the highest status, and ranks that it ends itself have status 137.
         if whole is not None and _started_by_srun() and whole.end_others(status, _END_SECONDS):
             os._exit(status)
     with suppress(Exception):

@@ -26,7 +26,7 @@ from hpcgnn.system import ProcessState, namespace
 
 _HASH = 16
 _HEAD = struct.Struct("!cIi")
-_ASK, _ANSWER, _END, _BROKEN = b"?", b"!", b"X", b"B"
+_ASK, _ANSWER, _LEAVE, _END, _BROKEN = b"?", b"!", b"L", b"X", b"B"
 _LARGEST = 1400
 _ASK_AGAIN = 0.25
 _POLL = 0.01
@@ -112,19 +112,27 @@ def _sockets(address: str) -> tuple[socket.socket, socket.socket]:
 class Heartbeat:
     """One rank's side of the questions and answers: asks other ranks for reports, and answers.
 
-    `report` is called in the answering thread. `meet(peers, token)` must be called once before any
-    question; until then this rank does not answer.
+    `report`, and `leave` when another rank requests it, are called in the answering thread.
+    `meet(peers, token)` must be called once before any question; until then this rank does not
+    answer.
 
     Attributes:
         told: why another rank refuses to continue, as it said; empty until then.
     """
 
-    def __init__(self, rank: int, address: str, report: Callable[[], Report]) -> None:
+    def __init__(
+        self,
+        rank: int,
+        address: str,
+        report: Callable[[], Report],
+        leave: Callable[[], None] = lambda: None,
+    ) -> None:
         self.rank = rank
         self.peers: list[Peer] = []
         self.told = ""
         self._key = b""
         self._report = report
+        self._leave = leave
         self._sequence = 0
         self._answers: dict[int, dict[int, Report]] = {}
         self._lock = threading.Lock()
@@ -193,6 +201,16 @@ class Heartbeat:
                         found.add(rank)
         return found
 
+    def stop_others(self, seconds: float) -> None:
+        """Make all other ranks leave what they do, and wait until they report that they fail."""
+        order = self._seal(_LEAVE, 0, b"")
+        end = time.monotonic() + seconds
+        busy = set(range(len(self.peers))) - {self.rank}
+        while busy and time.monotonic() < end:
+            for rank in busy:
+                self._send(order, self.peers[rank].address)
+            busy -= {r for r, report in self.ask(busy, 2 * _POLL).items() if report.failing}
+
     def end_others(self, status: int, seconds: float) -> bool:
         """Make all other ranks exit with `status` now; return whether none answers after that."""
         order = self._seal(_END, status, b"")
@@ -249,6 +267,8 @@ class Heartbeat:
             return
         if kind == _END and rank != self.rank:
             os._exit(number)
+        elif kind == _LEAVE and rank != self.rank:
+            self._leave()
         elif kind == _BROKEN and rank != self.rank:
             text = message[_HEAD.size :].decode("utf-8", "replace")
             self.told = self.told or f"rank {self.peers[rank].number} can't continue: {text}"

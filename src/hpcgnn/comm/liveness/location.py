@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from hpcgnn.comm.liveness.termination import interrupt
 from hpcgnn.errors import Agreed
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -85,6 +86,7 @@ class Location:
     Attributes:
         surprise: the last error that `Communicator.agree` raised here and that is not an
             HpcgnnError, with what it found out; an HpcgnnError carries that itself.
+        leaving: another rank ends the job, as soon as this one has removed its partial output.
     """
 
     def __init__(self) -> None:
@@ -93,6 +95,7 @@ class Location:
         self.waiting: tuple[str, float] | None = None
         self.failing = ""
         self.surprise: tuple[BaseException, Agreed] | None = None
+        self.leaving = False
         self._thread = threading.get_ident()
 
     def at(self, text: str) -> Visit:
@@ -105,6 +108,13 @@ class Location:
         """Record that the calling thread waits for other ranks from now on."""
         self._thread = threading.get_ident()
         self.waiting = (where, time.monotonic())
+
+    def leave(self) -> None:
+        """Make the main thread leave its with-blocks; called from the answering thread."""
+        if not self.leaving:
+            self.leaving = True
+            if not self.failing:
+                interrupt()
 
     def report(self) -> Report:
         """Return the current report; called from the answering thread."""

@@ -26,7 +26,15 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 
 
 class Terminated(BaseException):
-    """A signal of `ENDING` other than SIGINT arrived; with-blocks then remove partial output."""
+    """A signal of `ENDING` other than SIGINT arrived; with-blocks then remove partial output.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -89,7 +97,7 @@ class Handler:
             self._delivered = None
         if number:
             self._raised = time.monotonic()
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     def deliver_again(self, number: int) -> None:
         """Keep the signal waiting, and send it again until it could be raised."""
@@ -102,8 +110,8 @@ class Handler:
     @uninterruptible  # what is raised here would be dropped again, for good
     def swallowed(self, dropped: sys.UnraisableHookArgs) -> None:
         """Raise again what Python had to drop; installed as `sys.unraisablehook`."""
-        if dropped.exc_type is Terminated:
-            self.deliver_again(signal.SIGTERM)
+        if isinstance(dropped.exc_value, Terminated):
+            self.deliver_again(dropped.exc_value.number)
         elif dropped.exc_type is KeyboardInterrupt:
             self.deliver_again(signal.SIGINT)
         else:
@@ -171,6 +179,12 @@ def held() -> Iterator[None]:
         yield
     finally:
         handler.leave()
+
+
+def interrupt() -> None:
+    """Raise Terminated in the main thread, where `terminable` is in use; for other threads."""
+    if isinstance(signal.getsignal(signal.SIGTERM), Handler):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def raise_waiting() -> None:

@@ -6,6 +6,7 @@ from ctypes import c_int32, c_int64
 
 import numpy as np
 
+from hpcgnn.native import address
 from hpcgnn.partition.layout.library import library
 from hpcgnn.partition.layout.nearness import Adjacency
 from hpcgnn.partition.routing import Array, Int64
@@ -28,11 +29,11 @@ def order_by_cluster(adjacency: Adjacency, visit: Array, limit: int = _LIMIT) ->
     order = np.empty(num_nodes, np.int32)
     library().hpcgnn_order_by_cluster(
         c_int64(num_nodes),
-        adjacency.begin.ctypes,
-        adjacency.neighbour.ctypes,
-        visit.ctypes,
+        address(adjacency.begin),
+        address(adjacency.neighbour),
+        address(visit),
         c_int32(limit),
         c_int32(_ROUNDS),
-        order.ctypes,
+        address(order),
     )
     return order.astype(np.int64)

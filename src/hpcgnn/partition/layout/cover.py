@@ -6,6 +6,7 @@ from ctypes import c_int64
 
 import numpy as np
 
+from hpcgnn.native import address
 from hpcgnn.partition.layout.library import library
 from hpcgnn.partition.routing import Array, Int64
 
@@ -25,9 +26,9 @@ def vertex_cover(begin: Int64, columns: Array, num_columns: int) -> tuple[Array,
     library().hpcgnn_vertex_cover(
         c_int64(len(rows_in)),
         c_int64(num_columns),
-        begin.ctypes,
-        columns.ctypes,
-        rows_in.ctypes,
-        columns_in.ctypes,
+        address(begin),
+        address(columns),
+        address(rows_in),
+        address(columns_in),
     )
     return rows_in.astype(bool), columns_in.astype(bool)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hpcgnn.native import address
 from hpcgnn.partition.layout.library import library
 from hpcgnn.partition.routing import Array, Int64, group_by, pointers, sort_columns
 
@@ -54,10 +55,10 @@ def reverse_cuthill_mckee(adjacency: Adjacency) -> Array:
     order = np.empty(num_nodes, np.int32)
     library().hpcgnn_reverse_cuthill_mckee(
         c_int64(num_nodes),
-        adjacency.begin.ctypes,
-        adjacency.neighbour.ctypes,
-        degree.ctypes,
-        seeds.ctypes,
-        order.ctypes,
+        address(adjacency.begin),
+        address(adjacency.neighbour),
+        address(degree),
+        address(seeds),
+        address(order),
     )
     return order

@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.native import address
 from hpcgnn.partition.routing import Array, Int64
 
 OTHERWISE = "or choose --method kaminpar, streaming, random or block"
@@ -243,7 +244,7 @@ class ParMETIS:
 
 def call_library(function: Callable[..., int], mpi: MPI.Comm, arguments: list[Array | None]) -> int:
     """Call a routine with pointers to the arrays, NULL for None; return its status."""
-    pointers = [None if a is None else ctypes.c_void_p(a.ctypes.data) for a in arguments]
+    pointers = [None if a is None else address(a) for a in arguments]
     return int(function(*pointers, ctypes.c_void_p(MPI._addressof(mpi))))
 
 

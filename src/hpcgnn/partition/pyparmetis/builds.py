@@ -19,6 +19,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.single import NO_LIBRARY
 from hpcgnn.errors import InputError
+from hpcgnn.native import address
 from hpcgnn.partition.pyparmetis import shared_library
 from hpcgnn.partition.pyparmetis.binding import INSTALL, OK, OTHERWISE, ParMETIS, call_library
 from hpcgnn.partition.routing import Array
@@ -138,7 +139,7 @@ def _index_hint(handle: ctypes.CDLL) -> int:
         return int(handle.SCOTCH_numSizeof())
     if hasattr(handle, "METIS_SetDefaultOptions"):
         options = np.full(480, 0xA5, np.uint8)
-        handle.METIS_SetDefaultOptions(ctypes.c_void_p(options.ctypes.data))
+        handle.METIS_SetDefaultOptions(address(options))
         return 4 if (options[160:320] == 0xA5).all() else 8
     return 8
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
-from hpcgnn.comm.launcher import (
-    _LAUNCHERS,
-    FORGONE,
-    forget_nonsense,
-    forgone,
-    is_forgone,
-)
+from hpcgnn.comm.environment import FORGONE, forget_nonsense, forgone, is_forgone
+from hpcgnn.comm.launcher import _LAUNCHERS
 from hpcgnn.errors import InputError
 
 NAMES = ("PMI_RANK", "PMI_ID", "PMI_SIZE", "PMI_FD", "PMI_PORT", "PMIX_RANK", "PMIX_NAMESPACE")
@@ -39,6 +35,19 @@ def test_variables_set_by_launchers_are_kept(monkeypatch):
     os.close(write)
     forget_nonsense()
     assert "PMI_FD" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["PMI_RANK", "PMI_SIZE"])
+@pytest.mark.parametrize("value", ["x", "", "-1", "999999999999"])
+def test_overwritten_variables_of_a_launcher_are_refused(monkeypatch, name, value):
+    """MPICH crashes, or waits for ever, if it is started with them."""
+    here, there = socket.socketpair()
+    with here, there, monkeypatch.context() as changed:
+        values = {"PMI_RANK": "1", "PMI_SIZE": "2", "PMI_FD": str(here.fileno()), name: value}
+        for variable, text in values.items():
+            changed.setenv(variable, text)
+        with pytest.raises(InputError, match=f"{name} must be as mpiexec or srun sets it"):
+            forget_nonsense()
 
 
 def test_one_process_runs_without_mpi_on_request(monkeypatch):
