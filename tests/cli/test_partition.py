@@ -82,7 +82,7 @@ def test_number_of_parts_may_differ_from_number_of_ranks(comm, shared_grid, part
     assert set(owner) == set(range(parts))
 
 
-@pytest.mark.against_one_rank
+@pytest.mark.several_ranks
 @pytest.mark.mpi
 def test_the_file_is_the_same_from_any_number_of_ranks(comm, shared_grid):
     several, alone = shared_grid.with_name("several.h5"), shared_grid.with_name("alone.h5")
