@@ -122,6 +122,33 @@ def test_self_loops_and_the_end_of_attention_need_no_extra_passes(heads, channel
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_dropout_rounds_sums_to_16_bits(dtype, gpu):
+    x, bias, ids = matrix(50, 36, torch.float32, 1), torch.randn(36), torch.arange(50)
+    divisor, out = torch.rand(50, 3) + 1, torch.empty(50, 36, dtype=dtype, device=gpu)
+    given = {"p": 0.3, "seed": 1, "epoch": 2, "layer": 3, "relu": True}
+    expected = x.view(50, 3, 12) / divisor[:, :, None] + bias.view(3, 12)
+    kernels.dropout_nodes(expected.view(50, 36), x, ids, **given)
+    sums = kernels.Sums(divisor.to(gpu), bias.to(gpu))
+    given_x = expected.sub(bias.view(3, 12)).mul(divisor[:, :, None]).view(50, 36).to(gpu)
+    kernels.dropout_nodes(given_x, out, ids.to(gpu), **given, sums=sums)
+    torch.testing.assert_close(out.cpu().float(), x, rtol=1e-2, atol=1e-2)
+    assert torch.equal(out.cpu() == 0, x.to(dtype) == 0)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "channels"), [(4, 64), (1, 1), (3, 5), (8, 8), (1, 300)])
+def test_scores_of_heads(heads, channels, dtype, gpu):
+    wide = kernels.checks.sum_type(dtype)
+    z = matrix(70, heads * channels, dtype, 1)
+    source, target = (matrix(heads, channels, wide, seed) for seed in (2, 3))
+    out = torch.full((70, 2 * heads), torch.nan, dtype=wide, device=gpu)
+    kernels.head_scores(z.to(gpu), source.to(gpu), target.to(gpu), out)
+    both = torch.stack([source, target]).double()
+    expected = torch.einsum("nhc,khc->nkh", z.double().view(70, heads, channels), both)
+    torch.testing.assert_close(out.cpu().double(), expected.flatten(1), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rows_are_packed_and_added(dtype, gpu):
     x, rows = matrix(50, 36, torch.float32, 1), torch.randperm(50)[:20].int()
     packed = torch.empty(20, 36, dtype=dtype, device=gpu)

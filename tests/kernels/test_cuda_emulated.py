@@ -326,6 +326,7 @@ def test_every_kernel_of_the_self_test(monkeypatch):
 def test_head_dots(heads, channels, count):
     for dtype in DTYPES:
         attention.test_head_dots(dtype, heads, channels, count)
+        attention.test_head_scores(dtype, heads, channels, count)
 
 
 @pytest.mark.parametrize("width", [1, 8, 33])

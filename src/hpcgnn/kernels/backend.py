@@ -129,6 +129,8 @@ class Backend(Protocol):
         p: float = 0.0,
     ) -> None: ...
 
+    def head_scores(self, z: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None: ...
+
     def dropout_nodes(
         self,
         x: Tensor,

@@ -29,7 +29,8 @@ def dropout_nodes(
     An entry is dropped with probability p, decided by (seed, epoch, layer, id, column) alone.
 
     Args:
-        x_NF, out_NF: `[n, F]`; `out` is overwritten.
+        x_NF, out_NF: `[n, F]`; `out` is overwritten. On a GPU it may be float16 or bfloat16 where
+            x is float32.
         ids_N: int64 `[n]`, original node ids.
         passed: from `new_passed`, overwritten for `dropout_nodes_backward` with about a bit per
             entry: whether it passed the ReLU and was kept.
@@ -37,7 +38,12 @@ def dropout_nodes(
     """
     checks.real("x", x_NF)
     checks.probability(p)
-    _same_shape("out", out_NF, x_NF)
+    short = x_NF.dtype == torch.float32 and x_NF.device.type == "cuda"
+    if short and out_NF.dtype in checks.HALF_PRECISION:
+        rows, width = x_NF.shape
+        checks.matrix("out", out_NF, like=x_NF, rows=rows, width=width, dtype=out_NF.dtype)
+    else:
+        _same_shape("out", out_NF, x_NF)
     checks.vector("ids", ids_N, torch.int64, x_NF.device, x_NF.shape[0])
     if sums is not None:
         _check_sums(sums, x_NF)

@@ -20,7 +20,15 @@ from hpcgnn.kernels.chunks import columns_between, transpose
 from hpcgnn.kernels.dropout import dropout_nodes, dropout_nodes_backward, new_passed
 from hpcgnn.kernels.gat import gat_backward, gat_forward, gatv2_backward, gatv2_forward
 from hpcgnn.kernels.masks import EdgeDropout
-from hpcgnn.kernels.sums import add_rows, head_dots, pack_parts, spmm, spmm_max, spmm_max_backward
+from hpcgnn.kernels.sums import (
+    add_rows,
+    head_dots,
+    head_scores,
+    pack_parts,
+    spmm,
+    spmm_max,
+    spmm_max_backward,
+)
 
 _ROWS, _HEADS, _CHANNELS, _HUB = 40, 2, 32, 700  # a hub is cut into chunks
 _WIDTH = _HEADS * _CHANNELS
@@ -75,7 +83,9 @@ def results(device: torch.device) -> dict[str, list[Tensor]]:
     added, dots = g.clone(), zeros(_ROWS, _HEADS)
     add_rows(message, rows, added)
     head_dots(x, g, dots)
-    found |= {"rows": [message, scalars, added], "head products": [dots]}
+    scores = zeros(_ROWS, 2 * _HEADS)
+    head_scores(x, random(_HEADS, _CHANNELS), random(_HEADS, _CHANNELS), scores)
+    found |= {"rows": [message, scalars, added], "head products": [dots, scores]}
 
     ids = torch.arange(_ROWS, device=device) * 10**10
     dropped, back, key = torch.empty_like(x), torch.empty_like(x), {"p": 0.4, "seed": 1, "epoch": 2}

@@ -206,3 +206,20 @@ def head_dots(
     if grad_NK is not None:
         checks.matrix("grad", grad_NK, like=a_NK, rows=num_rows, width=width)
     backend(a_NK.device).head_dots(a_NK, b_NK, out_NH, minus_K, grad_NK, p)
+
+
+def head_scores(z_NK: Tensor, source_HC: Tensor, target_HC: Tensor, out_NH: Tensor) -> None:
+    """Set out[n, h] to <z[n, head h], source[h]>, and out[n, H + h] to that with target[h].
+
+    Args:
+        z_NK: `[n, H * C]`, a head's channels side by side.
+        source_HC, target_HC: `[H, C]` in the accumulation dtype.
+        out_NH: `[n, 2 H]` in the accumulation dtype, overwritten.
+    """
+    checks.real("z", z_NK)
+    dtype, (heads, channels) = checks.sum_type(z_NK.dtype), source_HC.shape
+    checks.matrix("z", z_NK, like=z_NK, rows=0, width=heads * channels)
+    for name, vectors_HC in (("source", source_HC), ("target", target_HC)):
+        checks.matrix(name, vectors_HC, like=z_NK, rows=heads, width=channels, dtype=dtype)
+    checks.matrix("out", out_NH, like=z_NK, rows=len(z_NK), width=2 * heads, dtype=dtype)
+    backend(z_NK.device).head_scores(z_NK, source_HC.contiguous(), target_HC.contiguous(), out_NH)

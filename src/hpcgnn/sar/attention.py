@@ -188,22 +188,35 @@ class _HaloIds:
 
 
 def normalised(
-    softmax: kernels.RunningSoftmax, bias_K: Tensor | None, then: ReluDropout | None = None
+    softmax: kernels.RunningSoftmax,
+    bias_K: Tensor | None,
+    ids_N: Tensor,
+    then: ReluDropout | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and log-sum-exp of each node and head; without in-edges, the bias and 0.
 
     Args:
-        softmax: accumulated over all edges; its `out` is overwritten by the output.
+        softmax: accumulated over all edges; its `out` is overwritten.
+        ids_N: the nodes' ids.
         then: applied to the output.
+        dtype: of the output on a GPU, by default that of the sums; on a CPU it keeps the latter.
     """
     out_NK, none = softmax.out, softmax.row_sum == 0
     row_sum_NH = softmax.row_sum.masked_fill(none, 1.0)
     out_NHC = out_NK.view(*row_sum_NH.shape, out_NK.shape[1] // row_sum_NH.shape[1])
     bias_HC = None if bias_K is None else bias_K.to(out_NK.dtype).view(out_NHC.shape[1:])
-    if then is not None and not kernels.takes_whole_blocks(out_NK.device):
+    lse_NH = softmax.row_max.masked_fill(none, 0.0) + row_sum_NH.log()
+    if not kernels.takes_whole_blocks(out_NK.device):  # a GPU does all at once
         bias_K = None if bias_HC is None else bias_HC.detach().flatten()
-        then.apply(out_NK, out_NK, sums=kernels.Sums(row_sum_NH, bias_K))
-        return out_NK, softmax.row_max.masked_fill(none, 0.0) + row_sum_NH.log()
+        sums, y_NK = kernels.Sums(row_sum_NH, bias_K), out_NK
+        if dtype is not None and dtype != out_NK.dtype:
+            y_NK = torch.empty_like(out_NK, dtype=dtype)
+        if then is not None:
+            then.apply(out_NK, y_NK, sums=sums)
+        else:
+            kernels.dropout_nodes(out_NK, y_NK, ids_N, p=0, seed=0, epoch=0, layer=0, sums=sums)
+        return y_NK, lse_NH
     for rows in row_slabs(out_NK):
         out_SHC, sum_SH1 = out_NHC[rows], row_sum_NH[rows, :, None]
         if bias_HC is None:
@@ -212,7 +225,7 @@ def normalised(
             torch.addcdiv(bias_HC, out_SHC, sum_SH1, out=out_SHC)
         if then is not None:
             then.of(rows).apply(out_NK[rows], out_NK[rows])
-    return out_NK, softmax.row_max.masked_fill(none, 0.0) + row_sum_NH.log()
+    return out_NK, lse_NH
 
 
 def head_mean(graph: PartitionedGraph, out_NK: Tensor, heads: int) -> Tensor:

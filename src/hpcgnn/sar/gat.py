@@ -21,13 +21,12 @@ from torch import Tensor
 
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.sar import products
 from hpcgnn.sar.attention import AttentionSettings, normalised
 from hpcgnn.sar.autograd import first_order, is_own, last_saved, let_go
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.gat_gradients import Gradients
 from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
-from hpcgnn.sar.products import ScoredProduct, product_type, refill, shell, summed
+from hpcgnn.sar.products import ScoredProduct, product_type, refill, shell
 from hpcgnn.sar.rectifier import ReluDropout
 from hpcgnn.sar.stream import first_sent
 
@@ -100,14 +99,7 @@ class _Attention(torch.autograd.Function):
             sent, others = product.turns(first_sent(graph.in_edges))
             run.go(graph.epoch, sent, others)
             del product, sent, others
-            # A GPU rounds to 16 bits before it applies `then`.
-            at_once = (
-                not products.kernels_read_16_bit(z_NK.device) or z_NK.dtype == run.out_NK.dtype
-            )
-            out_NK, lse_NH = normalised(run.softmax, bias_K, then if at_once else None)
-            out_NK = summed(out_NK, z_NK.dtype)
-        if then is not None and not at_once:
-            then.apply(out_NK, out_NK)
+            out_NK, lse_NH = normalised(run.softmax, bias_K, graph.node_ids, then, dtype=z_NK.dtype)
         ctx.then = then
         ctx.x, held = shell(None if isinstance(x, Tensor) else x)
         ctx.num_held = len(held)

@@ -162,7 +162,7 @@ class Gradients:
         """Add the contribution of these rows of the gradient of z to the gradient of x."""
         if self.x is None:
             like = self.inputs.shape[0], self.weight_KF.shape[1]
-            self.x = grad_SK.new_empty(like, dtype=self.weight_KF.dtype)
+            self.x = grad_SK.new_empty(like, dtype=self.inputs.dtype)
         x_SF = self.x[rows]
         if first:
             weights.write(grad_SK, x_SF)

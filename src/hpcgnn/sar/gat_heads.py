@@ -182,7 +182,7 @@ class _Layer:
             self.graph, self.one(head), self.product_dtype, z_NC, s_N1, t_N1, self.edge(head)
         )
         run.go(self.epoch)
-        return run, *normalised(run.softmax, None)
+        return run, *normalised(run.softmax, None, self.graph.node_ids)
 
     def backward(self, head: int, g_NC: Tensor) -> BackwardPass:
         """Run the backward pass of one head; `g_NC` is the gradient of its output."""

@@ -106,7 +106,7 @@ class _GATv2(torch.autograd.Function):
             for rows in work(block, edges.num_parts):
                 kernels.gatv2_forward(block, inputs, softmax, scoring, rows=rows)
                 progress()
-        out_NK, lse_NH = normalised(softmax, bias_K)
+        out_NK, lse_NH = normalised(softmax, bias_K, graph.node_ids, dtype=left_NK.dtype)
         out_NK = out_NK.to(left_NK.dtype)
         ctx.graph, ctx.settings = graph, settings
         ctx.epoch, ctx.keeps = graph.epoch, kept is not None

@@ -376,8 +376,11 @@ def refill(x: Any, held: Sequence[Tensor]) -> Any:
 
 def head_matrix(*vectors_HC: Tensor) -> Tensor:
     """Return `[H * C, k * H]` for k sets of vectors: `z @ matrix` is each head's inner products."""
-    blocks = [torch.block_diag(*vector_HC) for vector_HC in vectors_HC]
-    return torch.cat(blocks).t().contiguous()
+    given_kHC = torch.stack(vectors_HC)
+    count, heads, channels = given_kHC.shape
+    matrix_HCkH = given_kHC.new_zeros(heads, channels, count, heads)
+    matrix_HCkH.diagonal(dim1=0, dim2=3).copy_(given_kHC.permute(2, 0, 1))
+    return matrix_HCkH.view(heads * channels, count * heads)
 
 
 def head_products(
@@ -394,14 +397,18 @@ def head_products(
     return out_NH
 
 
-def head_scores(z_NK: Tensor, *vectors_HC: Tensor) -> tuple[Tensor, ...]:
-    """Return `<z, vector>` per node and head: an `[n, H]` for each set of vectors."""
-    matrix_KH = head_matrix(*vectors_HC)
-    out_NH = matrix_KH.new_empty(z_NK.shape[0], matrix_KH.shape[1])
+def head_scores(z_NK: Tensor, source_HC: Tensor, target_HC: Tensor) -> tuple[Tensor, ...]:
+    """Return `<z, source>` and `<z, target>` per node and head, `[n, H]` each."""
+    heads = len(source_HC)
+    out_NH = source_HC.new_empty(len(z_NK), 2 * heads)
+    if not kernels.takes_whole_blocks(z_NK.device):  # a GPU reads z once, in 16 bits too
+        kernels.head_scores(z_NK, source_HC.detach(), target_HC.detach(), out_NH)
+        return out_NH.split(heads, dim=1)
+    matrix_KH = head_matrix(source_HC, target_HC)
     wide, scores = SlabScratch(matrix_KH.dtype), RowProduct(matrix_KH)
     for rows in row_slabs(z_NK):
         scores.write(wide.rounded(z_NK[rows]), out_NH[rows])
-    return out_NH.split(len(vectors_HC[0]), dim=1)
+    return out_NH.split(heads, dim=1)
 
 
 class ScoredProduct:

@@ -156,6 +156,12 @@ def head_dots(
     )
 
 
+def head_scores(z: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None:
+    heads = len(source)
+    for vector, scores in zip((source, target), out.split(heads, dim=1), strict=True):
+        head_dots(z, vector.view(1, -1).expand_as(z), scores, None)
+
+
 def dropout_nodes(
     x: Tensor,
     out: Tensor,

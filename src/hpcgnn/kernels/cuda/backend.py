@@ -22,6 +22,7 @@ from hpcgnn.kernels.cuda.dropout import relu_dropout_backward as relu_dropout_ba
 from hpcgnn.kernels.cuda.gat import gat_backward as gat_backward
 from hpcgnn.kernels.cuda.gat import gat_forward as gat_forward
 from hpcgnn.kernels.cuda.gat import head_dots as head_dots
+from hpcgnn.kernels.cuda.gat import head_scores as head_scores
 from hpcgnn.kernels.cuda.gatv2 import gatv2_backward as gatv2_backward
 from hpcgnn.kernels.cuda.gatv2 import gatv2_forward as gatv2_forward
 from hpcgnn.kernels.cuda.launch import launch, matrices, matrix, pointer

@@ -82,7 +82,7 @@ def dropout_nodes(
     vector, lanes_log, blocks = _patches((x, out))
     launch(
         "dropout",
-        f"dropout<{NAMES[x.dtype]}, {vector}>",
+        f"dropout<{NAMES[x.dtype]}, {NAMES[out.dtype]}, {vector}>",
         blocks,
         (
             *matrix(x),

@@ -45,6 +45,7 @@ from hpcgnn.kernels.cuda.sums import spmm
 SLAB_EDGES = 1 << 22  # whose score gradients are stored at a time, where edge features need them
 _PRODUCT_EDGES = 1 << 9  # added in the accumulation dtype, before float64
 _NO_TERM = (np.uintp(0), np.int64(0), np.uintp(0), np.int32(0))
+_SCORED = 4  # rows that a group of lanes scores: UNROLL in common.cuh
 _BOUND_BLOCKS = 512  # most blocks that search for the longest row
 
 
@@ -181,6 +182,29 @@ def head_dots(
             *shape.logs,
         ),
         a.device,
+    )
+
+
+def head_scores(z: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None:
+    (rows, width), heads = z.shape, source.shape[0]
+    if rows == 0 or width == 0:
+        out.zero_()
+        return
+    kernel = Kernel.of(heads, (z,))
+    shape = kernel.shape
+    launch(
+        "head_dots",
+        f"head_scores<{shape.types(z.dtype)}>",
+        shape.blocks(rows, together=shape.groups * _SCORED),
+        (
+            *matrix(z),
+            *map(pointer, (source, target)),
+            np.int64(rows),
+            *matrix(out),
+            *map(np.int32, (heads, kernel.channels)),
+            *shape.logs,
+        ),
+        z.device,
     )
 
 

@@ -147,11 +147,8 @@ def instances() -> dict[str, list[str]]:
         ],
         "maximum": [f"maximum<{x}, {v}, {c}>" for x, v in small for c in both]
         + [f"maximum_backward<{x}, {o}, {v}>" for x, o, v in mixed if o in (x, "float") and v <= 4],
-        "dropout": [
-            f"{k}<{x}, {v}>"
-            for k in ("dropout", "passed_backward", "relu_dropout_backward")
-            for x, v in same
-        ],
+        "dropout": [f"dropout<{x}, {o}, {v}>" for x, o, v in mixed if x == o or x == "float"]
+        + [f"{k}<{x}, {v}>" for k in ("passed_backward", "relu_dropout_backward") for x, v in same],
         "rows": [
             f"{k}<{x}, {o}, {v}>"
             for k in ("pack_rows", "pack_message", "add_rows")
@@ -161,7 +158,7 @@ def instances() -> dict[str, list[str]]:
         "gat_backward": [f"gat_backward{h}" for h in heads],
         "gat_units": [f"gat_longest<{shape}>" for shape in plain]
         + [f"gat_settle<{x}, {o}>" for x in WIDTHS for o in sorted({_sum(x), "double"})],
-        "head_dots": [f"head_dots<{shape}>" for shape in plain],
+        "head_dots": [f"head_{k}<{shape}>" for k in ("dots", "scores") for shape in plain],
         "gat_join": ["gat_join<float>", "gat_join<double>"],
         "gatv2_forward": [f"gatv2_forward{h}" for h in heads],
         "gatv2_backward": [

@@ -16,9 +16,9 @@ DEVICE Patch patch_of(int lanes_log) {
 
 // First x is divided by `divisor`, which has a value per row and `channels` columns, and `bias`
 // is added; either may be null.
-template <class X, int V>
+template <class X, class O, int V>
 KERNEL(8)
-dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 rows, int width,
+dropout(const X* x, i64 x_stride, O* out, i64 out_stride, const i64* ids, i64 rows, int width,
         const Sum<X>* divisor, i64 divisor_stride, int channels, const Sum<X>* bias, u64 key,
         u32 threshold, Sum<X> scale, int relu, unsigned char* passed, int lanes_log) {
     typedef Sum<X> A;
@@ -26,7 +26,8 @@ dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 ro
     if (patch.row >= rows) return;
     const u64 state = threshold ? hpcgnn_node_state(key, ids[patch.row]) : 0;
     for (int column = patch.column; column < width; column += patch.step) {
-        Pack<X, V> value = load<X, V>(x + patch.row * x_stride + column);
+        const Pack<X, V> value = load<X, V>(x + patch.row * x_stride + column);
+        Pack<O, V> result;
         unsigned bits = 0;
 #pragma unroll
         for (int v = 0; v < V; v++) {
@@ -35,10 +36,10 @@ dropout(const X* x, i64 x_stride, X* out, i64 out_stride, const i64* ids, i64 ro
             if (bias) from += __ldg(bias + column + v);
             const bool kept = threshold == 0 || hpcgnn_random_bits(state, column + v) >= threshold;
             const bool passes = kept && !(relu && from <= 0);
-            narrow(passes ? from * scale : A(0), value.at[v]);
+            narrow(passes ? from * scale : A(0), result.at[v]);
             bits |= static_cast<unsigned>(passes) << v;
         }
-        store<X, V>(out + patch.row * out_stride + column, value);
+        store<O, V>(out + patch.row * out_stride + column, result);
         if (passed) passed[(patch.row * width + column) / V] = static_cast<unsigned char>(bits);
     }
 }
