@@ -144,7 +144,7 @@ class Gradients:
                 grad_SK = of_grad.rounded(grad_SK)
                 weights.add(grad_SK, of_x.rounded(x[rows]))
                 if self.with_x:
-                    self._add_x(rows, grad_SK, into_x, first=first)
+                    self._add_x(rows, x, grad_SK, into_x, first=first)
         self.source[part], self.target[part] = _diagonal_blocks(vectors, source_HC)
         if isinstance(x, Tensor):
             self.weight[columns] = weights.result(grad_z_NK.dtype)
@@ -154,6 +154,7 @@ class Gradients:
     def _add_x(
         self,
         rows: slice,
+        x_NF: Tensor,
         grad_SK: Tensor,
         weights: RowProduct,
         *,
@@ -161,8 +162,7 @@ class Gradients:
     ) -> None:
         """Add the contribution of these rows of the gradient of z to the gradient of x."""
         if self.x is None:
-            like = self.inputs.shape[0], self.weight_KF.shape[1]
-            self.x = grad_SK.new_empty(like, dtype=self.inputs.dtype)
+            self.x = x_NF.new_empty(x_NF.shape)
         x_SF = self.x[rows]
         if first:
             weights.write(grad_SK, x_SF)
