@@ -49,14 +49,15 @@ fi
 device=(--device "${DEVICE:-cuda}")
 
 doctor() {
-    local tool
+    local tool failed=0
     for tool in nvidia-smi nvcc compute-sanitizer ncu nsys; do
         printf '%-18s %s\n' "$tool" "$(type -P "$tool" || echo missing)"
     done
     ! command -v nvidia-smi >/dev/null ||
         nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.used --format=csv
-    "$python" -m hpcgnn doctor
-    mpiexec -n 2 "$python" -m hpcgnn doctor
+    "$python" -m hpcgnn doctor || failed=1
+    mpiexec -n 2 "$python" -m hpcgnn doctor || failed=1
+    return "$failed"
 }
 
 # gpu_tests PATH...: several at a time if pytest can, with the seconds of each.
