@@ -48,6 +48,13 @@ def test_only_help_all_shows_rare_options(verb, capsys):
         assert f"--{name.replace('_', '-')}" in long
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_terminal_of_80_columns(verb, capsys):
+    for option in ("--help", "--help-all"):
+        lines = shown(capsys, verb, option).splitlines()
+        assert [line for line in lines if len(line) > 80] == []
+
+
 def test_help_loads_nothing_that_takes_seconds():
     script = """
 import sys

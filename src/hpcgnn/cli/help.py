@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ FIRST_STEPS = """first steps, each alone or under mpiexec or srun:
 
 `hpcgnn VERB --help` shows examples and options of each verb"""
 
+_WIDTH = 78  # of examples, and room for the choices of an option
+_FEW = 40  # letters of choices that an option shows in place of a value
 _ALWAYS = {"help", "help_all", "timeout", "show"}
 # Options that --help shows for verbs that have many; all others need --help-all.
 EVERYDAY = {
@@ -127,12 +130,17 @@ class _HelpAll(argparse.Action):
 def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> None:
     """Give a verb's parser its examples, and hide the options that only `--help-all` shows."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    shown = "\n".join(f"  {line}" for line in EXAMPLES[verb])
+    shown = "\n".join(_folded(line) for line in EXAMPLES[verb])
     parser.description = f"{parser.description}\n\n{shown}"
     for action in parser._actions:
-        if action.option_strings and action.metavar is None and action.choices is None:
-            action.metavar = {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
+        if action.option_strings and action.metavar is None:
+            _show_value(action)
     everyday = EVERYDAY.get(verb)
+    if everyday is not None:
+        needed = [action for action in parser._actions if not action.option_strings]
+        shown = {"+": "{} ...", "?": "[{}]"}
+        names = [shown.get(str(action.nargs), "{}").format(_name(action)) for action in needed]
+        parser.usage = " ".join(["%(prog)s [options]", *names])
     text = argparse.SUPPRESS if everyday is None else "with all options"
     kinds: Any = () if parser._subparsers is None else parser._subparsers._group_actions
     for one in (parser, *(kind for action in kinds for kind in action.choices.values())):
@@ -148,6 +156,33 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
             hidden += 1
     if hidden:
         parser.epilog = f"{hidden} more options: hpcgnn {verb} --help-all"
+
+
+def _folded(example: str) -> str:
+    """Return an example, indented, in lines that fit a terminal; values stay beside options."""
+    lines = textwrap.wrap(
+        re.sub(r"(--\S+) (?!-)", "\\1\0", example),
+        _WIDTH - len(" \\"),
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return " \\\n".join(lines).replace("\0", " ")
+
+
+def _show_value(action: argparse.Action) -> None:
+    """Let an option show the type of its value; many choices are listed in its help."""
+    if action.choices is None:
+        action.metavar = {int: "N", float: "X"}.get(action.type)  # type: ignore[call-overload]
+        return
+    choices = [str(choice) for choice in action.choices]
+    if len(",".join(choices)) > _FEW:
+        action.metavar = action.dest.rpartition("_")[2].upper()
+        words = re.findall(r"[\w-]+", action.help or "")
+        if not set(choices) <= set(words):
+            text = f"one of {', '.join(choices)}"
+            action.help = f"{action.help}; {text}" if action.help else text
 
 
 def explain(parser: argparse.ArgumentParser, message: str, argv: Sequence[str] = ()) -> str:

@@ -190,11 +190,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     groups = {name: parser.add_argument_group(f"{name} settings") for name in _sections()}
     for option, place in options().items():
         setting, group = place.setting, groups[place.section]
-        shown = (
-            f"{setting.help} (default: {setting.default})"
-            if setting.default != ""
-            else setting.help
-        )
+        shown = setting.help
+        if setting.shown_others:
+            shown += f"; names are {', '.join(setting.choices)}"
+        if setting.default != "":
+            shown += f" (default: {setting.default})"
         common: dict[str, Any] = {"dest": option, "default": argparse.SUPPRESS, "help": shown}
         if isinstance(setting.default, bool):
             group.add_argument(flag(option), action=argparse.BooleanOptionalAction, **common)
@@ -210,7 +210,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _metavar(setting: Setting) -> str | None:
     if setting.shown_others:
-        return f"{{{','.join(setting.choices)}}}|{setting.shown_others}"
+        return f"NAME|{setting.shown_others}"
     return None if setting.choices else setting.metavar or _METAVARS[type(setting.default)]
 
 
