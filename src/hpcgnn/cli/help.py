@@ -138,8 +138,8 @@ def shape(parser: argparse.ArgumentParser, verb: str, argv: Sequence[str]) -> No
     everyday = EVERYDAY.get(verb)
     if everyday is not None:
         needed = [action for action in parser._actions if not action.option_strings]
-        shown = {"+": "{} ...", "?": "[{}]"}
-        names = [shown.get(str(action.nargs), "{}").format(_name(action)) for action in needed]
+        forms = {"+": "{} ...", "?": "[{}]"}
+        names = [forms.get(str(action.nargs), "{}").format(_name(action)) for action in needed]
         parser.usage = " ".join(["%(prog)s [options]", *names])
     text = argparse.SUPPRESS if everyday is None else "with all options"
     kinds: Any = () if parser._subparsers is None else parser._subparsers._group_actions
