@@ -169,3 +169,24 @@ def test_the_slowest_part_determines_the_time(tmp_path):
         )
         assert 0 == none < min(one, other)
         assert both == pytest.approx(max(one, other) if kind == "sage" else one + other)
+
+
+def test_ranks_that_share_a_core_share_its_caches():
+    apart = read_machine("perlmutter-cpu")
+    few = apart.gathers["sum"].few_rows
+    part = replace(largest_of(replace(WHOLE, nodes=int(8 * few), edges=10**6), 4), volume=None)
+    shared = replace(apart, ranks_per_node=4, full_speed=2)
+    apart, config = replace(shared, full_speed=4), Config.of(model="gcn")
+    own, common = (seconds(part, config, machine).gathers for machine in (apart, shared))
+    assert common > 2.05 * own  # two turns, and rows come from farther away
+
+
+def test_rows_with_edges_of_several_messages_are_visited_for_each():
+    part = replace(largest_of(WHOLE, 64), halo=1000, volume=None, busiest=())
+    for kind in ("gcn", "gat", "gatv2"):
+        config = Config.of(model=kind, prune=False)
+        lone, visited = (
+            sum(rows for *_, rows in evaluation_pass(replace(part, halo=halo), config).gathers)
+            for halo in (0, 1000)
+        )
+        assert visited > lone

@@ -75,9 +75,10 @@ def _rank(shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
 def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> dict[str, float]:
     ranks = shape.ranks
     half = config.device.precision == "bf16" and machine.device == "cuda"
+    sharing = machine.turns(ranks)  # ranks that share a core share its caches
     products = sum(flops / machine.products.at(width) for flops, width in work.products)
     gathers = sum(
-        machine.gathers[kernel].seconds(width, edges, rows, shape.nodes)
+        machine.gathers[kernel].seconds(width, edges, rows, sharing * shape.nodes)
         for kernel, width, edges, rows in work.gathers
     )
     passes = 4 * work.rows / machine.rows + work.streamed / machine.host

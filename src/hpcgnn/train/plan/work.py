@@ -132,11 +132,14 @@ def _convolve(
     model, n, edges = config.model, shape.nodes * share.read, shape.edges * share.edges
     work.steps += _STEPS.get(model.kind, _OTHER_STEPS)
     sent = layer.returned if backward else layer.sent
-    work.sent += sent * thinned(shape.degree, share.edges, shape.ranks)
+    kept = thinned(shape.degree, share.edges, shape.ranks)
+    # Rows with edges of a message: in a symmetric graph as many as are sent.
+    remote = (shape.halo or 0) * kept
+    work.sent += sent * kept
     work.exchanges += sent > 0
     if layer.inputs == 0:  # propagation after the convolutions
         for _ in range(model.power):
-            work.gather("sum", shape.outputs, edges, n)
+            work.gather("sum", shape.outputs, edges, n + remote)
         work.rows += 6.0 * model.power * n * shape.outputs
         return
     first = index == 0 and model.blocks == "plain" and not model.embedding
@@ -153,7 +156,7 @@ def _convolve(
         products.linear(1, backward=backward)
     if kind in ("gat", "gatv2", "transformer"):
         heads, how = _attention(shape, config, layer, index)
-        _attend(work, products, kind, heads, edges + n, **how, backward=backward)
+        _attend(work, products, kind, heads, edges + n, n + remote, **how, backward=backward)
         return
     if kind in ("rgcn", "rgat"):
         slab = SLAB_ON_GPU if config.device.kind == "cuda" else SLAB
@@ -166,7 +169,7 @@ def _convolve(
         times = {"sgc": model.power, "gine": _PLAIN_TORCH, "pna": 2 * _PLAIN_TORCH}.get(kind, 1)
         times = _PLAIN_TORCH if kind == "deeper" else times
         for _ in range(times):
-            work.gather("sum", narrow, edges, n)
+            work.gather("sum", narrow, edges, n + remote)
     products.linear(2 if kind in ("sage", "gin", "gine") else 1, backward=backward)
     if kind == "pna":
         products.linear(12, backward=backward)
@@ -218,6 +221,7 @@ def _attend(
     kind: str,
     heads: int,
     edges: float,
+    rows: float,
     *,
     last: bool,
     alone: bool,
@@ -232,15 +236,15 @@ def _attend(
     products.linear(both, wide, backward=backward)
     if alone:
         for _ in range(heads):
-            work.attend(f"gat_{direction}", channels, 1, edges, products.n)
+            work.attend(f"gat_{direction}", channels, 1, edges, rows)
             if backward:
-                work.attend("gat_forward", channels, 1, edges, products.n)
+                work.attend("gat_forward", channels, 1, edges, rows)
         if backward:
             products.linear(1, wide, backward=False)
         work.exchanges += heads - 1 + heads * backward
         work.steps += _OTHER_STEPS * (heads - 1 + heads * backward)
     else:
-        work.attend(f"{kernel}_{direction}", channels, heads, edges, products.n)
+        work.attend(f"{kernel}_{direction}", channels, heads, edges, rows)
         if backward and kind == "gat" and not keeps:
             products.linear(1, wide, backward=False)
     if last and heads > 1:
