@@ -21,6 +21,17 @@ check() {
     echo "== $name: $((SECONDS - began)) s"
 }
 
+# Ranks are forks of a process that has loaded PyTorch, which takes each of them seconds: see
+# tests/forked.py. A torch with CUDA does without.
+python=(python)
+load_once() {
+    [[ $(python -c 'from importlib.metadata import version as v; print(v("torch"))') = *+cpu ]] || return 0
+    local socket=$logs/forks
+    coproc FORKS { exec python -m tests.forked "$socket" pytest; }
+    read -r _ <&"${FORKS[0]}"
+    python=(python -IS tests/forked.py "$socket")
+}
+
 # on_ranks RANKS [PATH OR OPTION...]: only rank 0 prints its report; the traceback of a failing rank
 # is printed on its stderr. Ranks share few cores, so each number of ranks runs only tests that need
 # it: with 3, a rank sends to one rank and receives from another (layers are compared with PyTorch
@@ -46,7 +57,7 @@ on_ranks() {
     MPIR_CVAR_CH4_PROGRESS_THROTTLE=$((ranks > cores)) \
         MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT=20 mpiexec -n "$ranks" sh -c \
         '[ "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-0}}" = 0 ] || exec >/dev/null; exec "$@"' - \
-        python -m pytest "${folders[@]}" -m mpi -q "$@"
+        "${python[@]}" -m pytest "${folders[@]}" -m mpi -q "$@"
 }
 
 # show PROCESS LOG: waits for the process, prints its log and returns its status.
@@ -78,6 +89,7 @@ quick() {
         python -m pytest tests -m "not mpi" --quick -q -n "$cores" "${by_file[@]}"
     check types show "$types" "$logs/types"
     check docs show "$docs" "$logs/docs"
+    load_once
     check "quick tests, 2 ranks" on_ranks 2 tests/{comm,graph,sar,nn} \
         tests/train/test_golden_losses.py --quick
 }
@@ -101,6 +113,7 @@ full() {
     check types show "$types" "$logs/types"
     check docs show "$docs" "$logs/docs"
     check "tests, Slurm" show "$slurm" "$logs/slurm"
+    load_once
     for ranks in "$@" 8; do
         check "tests, $ranks ranks" on_ranks "$ranks"
     done
