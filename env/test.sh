@@ -34,15 +34,14 @@ load_once() {
 
 # on_ranks RANKS [PATH OR OPTION...]: only rank 0 prints its report; the traceback of a failing rank
 # is printed on its stderr. Ranks share few cores, so each number of ranks runs only tests that need
-# it: with 3, a rank sends to one rank and receives from another (so layers, sums and messages are
-# tested there and on one rank, not on 2); with 4, two ranks exchange rows with each other in the
+# it: with 3, a rank sends to one rank and receives from another (so most layers are tested there
+# and on one rank, not on 2); with 4, two ranks exchange rows with each other in the
 # second step; 7 ranks divide few graphs evenly, and some hold nothing; with 8, many ranks wait for a
 # late one. Where ranks share cores, a rank that waits inside MPI (in ParMETIS, for example) sleeps,
 # instead of spinning as MPICH does by default.
 on_ranks() {
-    local ranks=$1 folders=(tests --ignore=tests/{sar,graph/test_subgraph.py}
-        --ignore=tests/nn/test_{against_pyg,message_layers,buckets,degrees,dropout,gradients,norm}.py
-        --ignore=tests/nn/test_{edge_,}message_passing.py)
+    local ranks=$1 folders=(tests
+        --ignore=tests/nn/test_{against_pyg,message_layers,buckets,degrees,dropout,gradients,norm}.py)
     shift
     [ "$ranks" -le 2 ] || folders=(tests/{comm,storage,graph,sar,nn}
         --ignore=tests/{storage/importers,graph/test_partitioned.py}
