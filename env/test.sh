@@ -21,15 +21,27 @@ check() {
     echo "== $name: $((SECONDS - began)) s"
 }
 
+# Ranks are forks of a process that has loaded PyTorch, which takes each of them seconds: see
+# tests/forked.py. A torch with CUDA does without.
+python=(python)
+load_once() {
+    [[ $(python -c 'from importlib.metadata import version as v; print(v("torch"))') = *+cpu ]] || return 0
+    local socket=$logs/forks
+    coproc FORKS { exec python -m tests.forked "$socket" pytest; }
+    read -r _ <&"${FORKS[0]}"
+    python=(python -IS tests/forked.py "$socket")
+}
+
 # on_ranks RANKS [PATH OR OPTION...]: only rank 0 prints its report; the traceback of a failing rank
 # is printed on its stderr. Ranks share few cores, so each number of ranks runs only tests that need
-# it: with 3, a rank sends to one rank and receives from another (layers are compared with PyTorch
-# Geometric's there and on one rank, not on 2); with 4, two ranks exchange rows with each other in the
+# it: with 3, a rank sends to one rank and receives from another (so most layers are tested there
+# and on one rank, not on 2); with 4, two ranks exchange rows with each other in the
 # second step; 7 ranks divide few graphs evenly, and some hold nothing; with 8, many ranks wait for a
 # late one. Where ranks share cores, a rank that waits inside MPI (in ParMETIS, for example) sleeps,
 # instead of spinning as MPICH does by default.
 on_ranks() {
-    local ranks=$1 folders=(tests --ignore=tests/nn/test_{against_pyg,message_layers}.py)
+    local ranks=$1 folders=(tests
+        --ignore=tests/nn/test_{against_pyg,message_layers,buckets,degrees,dropout,gradients,norm}.py)
     shift
     [ "$ranks" -le 2 ] || folders=(tests/{comm,storage,graph,sar,nn}
         --ignore=tests/{storage/importers,graph/test_partitioned.py}
@@ -46,7 +58,7 @@ on_ranks() {
     MPIR_CVAR_CH4_PROGRESS_THROTTLE=$((ranks > cores)) \
         MPIR_CVAR_CH4_PROGRESS_THROTTLE_NO_PROGRESS_COUNT=20 mpiexec -n "$ranks" sh -c \
         '[ "${PMI_RANK:-${OMPI_COMM_WORLD_RANK:-0}}" = 0 ] || exec >/dev/null; exec "$@"' - \
-        python -m pytest "${folders[@]}" -m mpi -q "$@"
+        "${python[@]}" -m pytest "${folders[@]}" -m mpi -q "$@"
 }
 
 # show PROCESS LOG: waits for the process, prints its log and returns its status.
@@ -78,6 +90,7 @@ quick() {
         python -m pytest tests -m "not mpi" --quick -q -n "$cores" "${by_file[@]}"
     check types show "$types" "$logs/types"
     check docs show "$docs" "$logs/docs"
+    load_once
     check "quick tests, 2 ranks" on_ranks 2 tests/{comm,graph,sar,nn} \
         tests/train/test_golden_losses.py --quick
 }
@@ -101,6 +114,7 @@ full() {
     check types show "$types" "$logs/types"
     check docs show "$docs" "$logs/docs"
     check "tests, Slurm" show "$slurm" "$logs/slurm"
+    load_once
     for ranks in "$@" 8; do
         check "tests, $ranks ranks" on_ranks "$ranks"
     done

@@ -27,6 +27,7 @@ LIBRARIES = ("torch", "numpy", "scipy.sparse", "h5py", "mpi4py")
 SIZE = 8  # bytes of a number on the wire
 MOST_FILES = 250  # what one message may carry
 ABOVE = 512  # numbers of files that a fork doesn't get from who asked
+PDEATHSIG = 1  # in <linux/prctl.h>: the signal that a process gets when its parent ends
 
 
 def ask(path: str, arguments: list[str]) -> int:
@@ -114,6 +115,7 @@ class Server:
         order: dict[str, Any] = json.loads(_bytes(wire, int.from_bytes(head, "little")))
         fork = os.fork()
         if not fork:
+            end_with_parent()
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for one in (self.listener, wire, *self.forks.values()):
@@ -140,6 +142,14 @@ class Server:
             os.kill(fork, signal.SIGKILL)
             os.waitpid(fork, 0)
             self.forks.pop(fork).close()
+
+
+def end_with_parent() -> None:
+    import ctypes
+
+    c = ctypes.CDLL(None)
+    if hasattr(c, "prctl"):  # of Linux
+        c.prctl(PDEATHSIG, int(signal.SIGKILL))
 
 
 def _take(files: list[int], numbers: list[int]) -> None:
@@ -194,14 +204,17 @@ def run(order: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """`python -m tests.forked SOCKET [MODULE]`: serve, with what MODULE loads before the others."""
+    """`python -m tests.forked SOCKET [MODULE...]`: serve, with each MODULE loaded first.
+
+    Its function `load`, if it has one, is called.
+    """
     import gc
     import importlib
 
     server = Server(sys.argv[1])
     print("ready", flush=True)
     for name in sys.argv[2:]:
-        importlib.import_module(name).load()
+        getattr(importlib.import_module(name), "load", lambda: None)()
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.freeze()

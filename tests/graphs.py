@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import pickle
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +99,50 @@ def random_owner(num_nodes: int, num_parts: int, seed: int = 0) -> np.ndarray:
     return owner
 
 
+class Layout:
+    """A graph and the part of each node; equal to another if all values are."""
+
+    def __init__(self, whole: Whole, owner: np.ndarray, size: int) -> None:
+        self.whole, self.owner, self.size = whole, owner, size
+        arrays = {**vars(whole), "owner": owner}
+        described = {
+            name: (array.dtype.str, array.shape, array.tobytes())
+            if isinstance(array, np.ndarray)
+            else array
+            for name, array in arrays.items()
+        }
+        self.digest = hashlib.sha256(pickle.dumps((size, described))).digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and other.digest == self.digest
+
+
+@functools.lru_cache(maxsize=64)
+def _laid_out(layout: Layout) -> list[bytes]:
+    """Return the parts, pickled, since tests may change theirs; most graphs are used by several."""
+    whole, size = layout.whole, layout.size
+    counts = np.bincount(whole.target, minlength=whole.num_nodes)
+    slab = GraphSlab(
+        lo=0,
+        hi=whole.num_nodes,
+        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        indices=whole.source.astype(np.int64),
+        weight=whole.weight,
+        relation=whole.relation,
+        edge_features=whole.edge_features,
+    )
+    nodes = NodeData(
+        features=whole.features,
+        labels=whole.labels.astype(np.int64),
+        split=whole.split[:, None],
+    )
+    parts, _ = assembly.build(_alone(), slab, nodes, layout.owner, size, whole.num_nodes)
+    return [pickle.dumps(part) for part in parts]
+
+
 @functools.cache
 def _alone() -> Communicator:
     return Communicator(MPI.COMM_SELF)
@@ -117,22 +163,7 @@ def distribute(
     """
     size = comm.size
     owner = random_owner(whole.num_nodes, size) if owner is None else owner
-    counts = np.bincount(whole.target, minlength=whole.num_nodes)
-    slab = GraphSlab(
-        lo=0,
-        hi=whole.num_nodes,
-        indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        indices=whole.source.astype(np.int64),
-        weight=whole.weight,
-        relation=whole.relation,
-        edge_features=whole.edge_features,
-    )
-    nodes = NodeData(
-        features=whole.features,
-        labels=whole.labels.astype(np.int64),
-        split=whole.split[:, None],
-    )
-    parts, _ = assembly.build(_alone(), slab, nodes, owner, size, whole.num_nodes)
+    part = pickle.loads(_laid_out(Layout(whole, owner, size))[comm.rank])
     header = {
         "num_nodes": whole.num_nodes,
         "num_edges": len(whole.source),
@@ -140,7 +171,7 @@ def distribute(
         "num_relations": 0 if whole.relation is None else int(whole.relation.max()) + 1,
     }
     ring = Ring(comm, halo_buffer=halo_buffer, prefetch=prefetch)
-    return assemble(parts[comm.rank], comm, header, ring=ring, mode=mode)
+    return assemble(part, comm, header, ring=ring, mode=mode)
 
 
 def collect(graph: PartitionedGraph, rows: torch.Tensor) -> torch.Tensor:

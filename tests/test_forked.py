@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests import forked
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is not None, reason="there are no forks")
 
@@ -61,3 +64,14 @@ def test_it_ends_as_it_is_ended(loaded_python, tmp_path, number):
     while fork.exists() and time.monotonic() < end:
         time.sleep(0.01)
     assert started.returncode == -number and not fork.exists()
+
+
+def test_a_fork_ends_with_its_server():
+    """However that ends; a fork that is left keeps stdout open."""
+    code = (
+        "import os, runpy, sys, time; ready, wire = os.pipe(); "
+        "os.fork() and (os.read(ready, 1), os._exit(0)); "
+        "runpy.run_path(sys.argv[1])['end_with_parent'](); os.write(wire, b'.'); time.sleep(60)"
+    )
+    command = [sys.executable, "-IS", "-c", code, str(forked.__file__)]
+    assert subprocess.run(command, stdout=subprocess.PIPE, timeout=30).returncode == 0

@@ -113,12 +113,12 @@ def test_the_page_is_self_contained_and_shows_every_figure(reported, tmp_path, c
 @pytest.mark.slow
 def test_runs_are_compared_by_the_settings_that_differ(tmp_path, capsys):
     folders = [write_run(tmp_path / f"run{k}", lr=k / 100) for k in (1, 2)]
-    args = ["report", *map(str, folders), "-o", str(tmp_path / "both")]
+    args = ["report", *map(str, folders), "-o", str(tmp_path / "both.html")]
     assert main.main(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines if line.startswith("lr")] == [["lr", "0.01", "0.02"]]
     assert not any(line.startswith("kind") for line in lines)
-    page = (tmp_path / "both" / "index.html").read_text()
+    page = (tmp_path / "both.html").read_text()
     assert "Settings that differ" in page and page.count("<figure") == 3 + 2 * 4
 
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn import metrics as truth
-from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from hpcgnn.errors import InputError
@@ -24,7 +22,11 @@ from hpcgnn.tasks import (
 )
 from hpcgnn.tasks.settings import TaskSettings
 from tests.graphs import collect, distribute, local, random_graph
+from tests.late import Late
 from tests.test_readme import blocks
+
+truth = Late("sklearn.metrics")
+class_weight = Late("sklearn.utils.class_weight")
 
 pytestmark = pytest.mark.mpi
 WHOLE = random_graph(45, 160, seed=3)
@@ -75,7 +77,7 @@ def test_classes(comm, weights, smoothing):
     if weights == "balanced":
         settings = TaskSettings(class_weights="balanced", label_smoothing=smoothing)
         task = find_task(graph, "macro_f1", settings)
-        right = compute_class_weight("balanced", classes=np.arange(3), y=labels[known])
+        right = class_weight.compute_class_weight("balanced", classes=np.arange(3), y=labels[known])
         np.testing.assert_allclose(task.class_weights, right)
     else:
         task = MultiClass(3, "macro_f1", class_weights=weights, label_smoothing=smoothing)
