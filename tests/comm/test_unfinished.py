@@ -306,6 +306,8 @@ def test_short_messages_for_a_late_rank_wait_at_their_senders(comm, kind):
 @pytest.mark.parametrize("settled", [False, True])
 def test_a_communicator_is_not_freed_with_messages_under_way(comm, whole, settled):
     """MPICH would abort the process; once the exchange is completed it can be freed."""
+    if comm.size != 2:
+        pytest.skip("ranks without rows raise nothing")
     left = Communicator(comm.mpi)
     graph = distribute(whole, left, halo_buffer=4096)
     x = local(graph, whole.features)

@@ -73,6 +73,7 @@ class Unfinished:
         self._refusal: CommunicationError | None = None
         self._left: list[Any] = []  # buffers that MPI may still write to
         self._begun = 0  # operations so far
+        self._strayed = False
         self.amid = False  # this rank has begun an operation whose completion others wait for
 
     def settle(self) -> None:
@@ -163,11 +164,12 @@ class Unfinished:
 
     def _close(self, gave_up: bool) -> None:
         exchange, self._open = self._open, None
-        self._under_way.messages = self._refusal is not None
+        self._under_way.messages = self._refusal is not None or self._strayed
         size = self._mpi.Get_size()
         if size == 1 or exchange is None:
             return
         problem = self._problem()
+        self._note(problem)
         failed = gave_up or bool(problem)
         own_4 = np.array([failed, not failed, exchange.place, -exchange.place], np.int64)
         all_P4 = np.zeros((size, 4), np.int64)
@@ -179,8 +181,14 @@ class Unfinished:
 
     def _judge(self) -> None:
         problem = self._problem()
+        self._note(problem)
         if problem:
             raise CommunicationError(problem)
+
+    def _note(self, problem: str) -> None:
+        """Remember that ranks out of step may have sent messages that nobody received."""
+        self._strayed = self._strayed or bool(problem)
+        self._under_way.messages = self._under_way.messages or self._strayed
 
     def _problem(self) -> str:
         """Wait for the last exchange's verdict; return why the ranks can't continue, or ""."""
