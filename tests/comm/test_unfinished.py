@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import numpy as np
 import pytest
 import torch
+from mpi4py import MPI
 from tests.comm.transport.test_transport import TRANSPORTS, Sluggish
 from tests.graphs import distribute, local, random_graph
 
@@ -299,3 +301,23 @@ def test_short_messages_for_a_late_rank_wait_at_their_senders(comm, kind):
     exchange(max(100, 400 // max(1, comm.size - 1)))  # 1.6 MB or more for the late one
     comm.barrier()
     assert grown < (1 << 20), f"{grown} bytes"
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_communicator_is_not_freed_with_messages_under_way(comm, whole, settled):
+    """MPICH would abort the process; once the exchange is completed it can be freed."""
+    if comm.size != 2:
+        pytest.skip("ranks without rows raise nothing")
+    left = Communicator(comm.mpi)
+    graph = distribute(whole, left, halo_buffer=4096)
+    x = local(graph, whole.features)
+    with pytest.raises(ValueError, match="a fault"):
+        Failing(2)(graph, x)
+    if settled:
+        neighbour_sum(graph, x)
+    mpi = left.mpi
+    del left, graph
+    newest = Communicator(comm.mpi)  # that one is watched until the process ends
+    gc.collect()
+    assert (mpi == MPI.COMM_NULL) == settled
+    newest.close()

@@ -241,6 +241,8 @@ def test_cached_sums_are_recomputed_when_the_features_change(comm, graph, name):
     check()
     graph.features.numpy()[:] += 1
     check()
+    graph.features.numpy()[-1:] += 1  # a single row
+    check()
     graph.features.data = graph.features.data * 2
     check()
     graph.features.requires_grad_()

@@ -15,7 +15,7 @@ import numpy as np
 from hpcgnn.comm import collectives
 from hpcgnn.comm.background import BackgroundSums
 from hpcgnn.comm.collectives import as_array, as_bytes, is_tensor
-from hpcgnn.comm.handles import KEPT, free, given_or_all
+from hpcgnn.comm.handles import KEPT, UnderWay, free, given_or_all
 from hpcgnn.comm.liveness import watchdog
 from hpcgnn.comm.liveness.blocking_call import BlockingCall, signals_end
 from hpcgnn.comm.liveness.failure import translated
@@ -81,11 +81,12 @@ class Communicator:
         self.mpi, request = parent.Idup()
         self._waiter.any([request], "start")
         self._owned = [self.mpi]
-        weakref.finalize(self, free, self._owned).atexit = False
+        under_way = UnderWay()
+        weakref.finalize(self, free, self._owned, under_way).atexit = False
         apart, request = self.mpi.Idup()
         self._owned.append(apart)
         self._waiter.any([request], "start")
-        self.unfinished = Unfinished(apart, self._wait, self._tell)
+        self.unfinished = Unfinished(apart, self._wait, self._tell, under_way)
         self.agree(problem, "start")
         self._heartbeat = self._start_heartbeat()
         self._watchdog = Watchdog(self._heartbeat, self.location)
@@ -179,6 +180,7 @@ class Communicator:
         """Start anew with background sums, after an error that all ranks have seen."""
         if self._background is not None:
             self._left.append(self._background)  # MPI may still write into its arrays
+            self._owned.remove(self._background.mpi)
             self._background = None
 
     # Locations and liveness of ranks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.single import NO_LIBRARY
@@ -37,10 +38,23 @@ def given_or_all(mpi: MPI.Comm | None) -> MPI.Comm:
     return mpi
 
 
-def free(owned: list[MPI.Comm]) -> None:
-    """Free what a communicator that was collected has left: MPI does so without messages."""
+@dataclass
+class UnderWay:
+    """Whether MPI may still hold messages of an operation that began, or that was left."""
+
+    messages: bool = False
+
+
+def free(owned: list[MPI.Comm], under_way: UnderWay) -> None:
+    """Free what a communicator that was collected has left: MPI does so without messages.
+
+    Not if an operation on it was interrupted: MPICH aborts the process if it is to free a
+    communicator with a message that was never received.
+    """
     if MPI.Is_finalized() or threading.current_thread() is not threading.main_thread():
         return  # only one thread may call MPI
+    if under_way.messages:
+        return
     for mpi in owned:
         if mpi != MPI.COMM_NULL:
             mpi.Free()

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
+from hpcgnn.comm.handles import UnderWay
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.errors import CommunicationError, HpcgnnError
 
@@ -55,6 +56,7 @@ class Unfinished:
     Args:
         mpi: a communicator used for nothing else: ranks out of step mix up no messages there.
         tell: tells the other ranks why this one refuses to continue.
+        under_way: kept up to date for whoever frees the communicators.
     """
 
     def __init__(
@@ -62,13 +64,16 @@ class Unfinished:
         mpi: MPI.Comm,
         wait: Callable[[MPI.Request, str], None],
         tell: Callable[[str], None],
+        under_way: UnderWay,
     ) -> None:
         self._mpi, self._wait, self._tell = mpi, wait, tell
+        self._under_way = under_way
         self._open: Abandonable | None = None
         self._verdict: _Verdict | None = None
         self._refusal: CommunicationError | None = None
         self._left: list[Any] = []  # buffers that MPI may still write to
         self._begun = 0  # operations so far
+        self._strayed = False
         self.amid = False  # this rank has begun an operation whose completion others wait for
 
     def settle(self) -> None:
@@ -85,6 +90,7 @@ class Unfinished:
         self._begun += 1
         self._end_open()
         self._open = exchange
+        self._under_way.messages = True
 
     def end(self) -> None:
         """Register that all messages of the exchange were sent and received."""
@@ -93,6 +99,7 @@ class Unfinished:
     def break_off(self, where: str, error: BaseException, keep: object) -> None:
         """Refuse all later operations, after a wait ended by `error`; `keep` stays in memory."""
         self._left.append(keep)
+        self._under_way.messages = True
         if self._refusal is not None:
             return
         if isinstance(error, CommunicationError):
@@ -108,6 +115,7 @@ class Unfinished:
     def refuse(self, error: CommunicationError) -> None:
         """Refuse all later operations, as another rank does."""
         self._refusal = self._refusal or error
+        self._under_way.messages = True
 
     def close(self) -> None:
         """Free the communicator. Collective."""
@@ -156,10 +164,12 @@ class Unfinished:
 
     def _close(self, gave_up: bool) -> None:
         exchange, self._open = self._open, None
+        self._under_way.messages = self._refusal is not None or self._strayed
         size = self._mpi.Get_size()
         if size == 1 or exchange is None:
             return
         problem = self._problem()
+        self._note(problem)
         failed = gave_up or bool(problem)
         own_4 = np.array([failed, not failed, exchange.place, -exchange.place], np.int64)
         all_P4 = np.zeros((size, 4), np.int64)
@@ -171,8 +181,14 @@ class Unfinished:
 
     def _judge(self) -> None:
         problem = self._problem()
+        self._note(problem)
         if problem:
             raise CommunicationError(problem)
+
+    def _note(self, problem: str) -> None:
+        """Remember that ranks out of step may have sent messages that nobody received."""
+        self._strayed = self._strayed or bool(problem)
+        self._under_way.messages = self._under_way.messages or self._strayed
 
     def _problem(self) -> str:
         """Wait for the last exchange's verdict; return why the ranks can't continue, or ""."""

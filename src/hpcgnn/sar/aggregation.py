@@ -28,7 +28,7 @@ from hpcgnn.sar.stream import Payload, drive, stream, work
 from hpcgnn.sar.turns import Progress, made_before
 from hpcgnn.sar.vertex_cover import SumPlan, sum_plan
 
-_SAMPLE = 64  # rows of constant features that are compared before each use
+_COMPARED = 4 << 20  # bytes of constant features that are compared before each use
 _COLUMNS = 16  # of features on the host that are summed at a time, on all ranks alike
 
 
@@ -122,12 +122,16 @@ class _Kept:
 
 
 def _some_rows(x_NF: Tensor) -> Tensor:
-    """Return rows that show most changes torch does not count, those through `.data` or NumPy.
+    """Return rows that show changes torch does not count, those through `.data` or NumPy.
 
-    No rows on a GPU: the host would wait for them.
+    All rows of a small part, evenly spaced ones of a large part. No rows on a GPU: the host would
+    wait for them.
     """
-    most = _SAMPLE if x_NF.device.type == "cpu" else 0
-    return x_NF.detach()[:: max(1, -(-len(x_NF) // _SAMPLE))][:most]
+    x_NF = x_NF.detach()
+    if x_NF.device.type != "cpu":
+        return x_NF[:0]
+    most = max(1, _COMPARED // max(1, x_NF.shape[1] * x_NF.itemsize))
+    return x_NF[:: max(1, -(-len(x_NF) // most))]
 
 
 @dataclass(frozen=True)
