@@ -62,7 +62,7 @@ step() {
 
 # Compilers and downloads print nothing for minutes.
 tell_time() {
-    while sleep 15 >/dev/null && kill -0 $$; do
+    while sleep 15 >/dev/null && kill -0 $$ 2>/dev/null; do
         echo "setup: $1 ... $((SECONDS - $2)) s"
     done
 }
