@@ -8,6 +8,7 @@
 #     runs        270   whole runs and every layer on ranks that share the GPU, messages by CUDA IPC
 #     epoch       120   `hpcgnn bench epoch` of four models
 #     speed       150   `hpcgnn bench kernels` in float32 and bfloat16
+#     profile      90   what the GPU and the host do in an epoch of four models, by kernel
 #     sanitizer   120   one kernel of each kind under compute-sanitizer, if installed
 #     counters     60   memory and issue activity of kernels by Nsight Compute, if installed
 # So a quarter of an hour is about enough: BUDGET=560 jobs/gpu_check.sh doctor kernels runs epoch
@@ -123,6 +124,19 @@ epoch() { epochs epoch "${EPOCH_NODES:-100000}"; }
 
 large() { epochs large "${LARGE_NODES:-1000000}"; }
 
+profile() {
+    local graph=$out/profile.h5 part=$out/profile.p1.h5 model
+    "$python" -m hpcgnn generate sbm "$graph" --nodes "${EPOCH_NODES:-100000}" --degree 31 --force
+    "$python" -m hpcgnn partition "$graph" -o "$part" --method block --force >/dev/null
+    for model in gcn sage gat gatv2; do
+        rm -rf "$out/profile-$model"
+        "$python" -m hpcgnn train "$part" "${device[@]}" --model "$model" --epochs 8 --eval-every 8 \
+            --checkpoint-every 0 --profile 4 --run-dir "$out/profile-$model" --quiet
+        echo "$model:"
+        "$python" jobs/gpu_profile.py "$out/profile-$model/profile/rank-00000.json" 4
+    done
+}
+
 counters() {
     if ! type -P ncu >/dev/null; then
         echo "skipped: no ncu, which comes with the CUDA toolkit"
@@ -138,10 +152,10 @@ counters() {
 }
 
 declare -A limits=(
-    [doctor]=60 [kernels]=150 [runs]=270 [epoch]=120 [speed]=150 [sanitizer]=120 [counters]=60
-    [large]=240
+    [doctor]=60 [kernels]=150 [runs]=270 [epoch]=120 [speed]=150 [profile]=90 [sanitizer]=120
+    [counters]=60 [large]=240
 )
-all="doctor kernels runs epoch speed sanitizer counters"
+all="doctor kernels runs epoch speed profile sanitizer counters"
 parts=("$@")
 [ $# -gt 0 ] || read -ra parts <<<"$all"
 for part in "${parts[@]}"; do
@@ -153,7 +167,7 @@ done
 
 failed=0
 : >"$out/table.txt"
-export -f doctor gpu_tests kernels runs sanitizer measured speed epochs epoch large counters
+export -f doctor gpu_tests kernels runs sanitizer measured speed epochs epoch large profile counters
 export python out
 for part in "${parts[@]}"; do
     limit=${LIMIT:-${limits[$part]}} began=$SECONDS status=0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,21 @@ def test_parts_end_within_their_limit_and_unknown_parts_are_refused(tmp_path):
     assert "speed-8.json is incomplete" in subprocess.check_output(command, text=True)
     done = check(sys.executable, tmp_path, "sped")
     assert done.returncode == 2 and "sped: no such part" in done.stderr
+
+
+def test_a_profile_is_summed_up_by_kernel():
+    made = [("a", 0, 30), ("b", 20, 30), ("a", 100, 10)]  # the first two overlap
+    events = [
+        {"ph": "X", "cat": "kernel", "name": f"at::native::{name}", "ts": start, "dur": lasts}
+        for name, start, lasts in made
+    ]
+    events += [{"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 0, "dur": 8}]
+    events += [{"ph": "i", "cat": "kernel", "name": "no duration", "ts": 5}]
+    summed = runpy.run_path(str(SCRIPT.with_name("gpu_profile.py")))["lines"]
+    first, *kernels = summed(events[::-1], 2)
+    assert first.startswith("an epoch: busy 0.03 of 0.06 ms, 2 kernels and copies, 0 calls")
+    assert [line.split() for line in kernels] == [
+        ["0.020", "ms", "1.0", "x", "a"],
+        ["0.015", "ms", "0.5", "x", "b"],
+    ]
+    assert "on a GPU?" in next(iter(summed([], 2)))
