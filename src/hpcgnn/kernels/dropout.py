@@ -38,12 +38,7 @@ def dropout_nodes(
     """
     checks.real("x", x_NF)
     checks.probability(p)
-    short = x_NF.dtype == torch.float32 and x_NF.device.type == "cuda"
-    if short and out_NF.dtype in checks.HALF_PRECISION:
-        rows, width = x_NF.shape
-        checks.matrix("out", out_NF, like=x_NF, rows=rows, width=width, dtype=out_NF.dtype)
-    else:
-        _same_shape("out", out_NF, x_NF)
+    _same_shape("out", out_NF, x_NF, rounds=x_NF.dtype == torch.float32)
     checks.vector("ids", ids_N, torch.int64, x_NF.device, x_NF.shape[0])
     if sums is not None:
         _check_sums(sums, x_NF)
@@ -105,10 +100,15 @@ def _check_sums(sums: Sums, x_NF: Tensor) -> None:
             )
 
 
-def _same_shape(name: str, tensor: Tensor, like: Tensor) -> None:
+def _same_shape(name: str, tensor: Tensor, like: Tensor, *, rounds: bool = False) -> None:
+    """Raise InputError unless `tensor` is as `like`; with `rounds` it may be 16-bit on a GPU."""
     if like.dim() != 2 or tensor.shape[0] != like.shape[0]:
         raise InputError(
             f"kernels: {name} must have shape {tuple(like.shape)}", value=tuple(tensor.shape)
         )
-    checks.matrix(name, like, like=like, rows=0, width=like.shape[1])
-    checks.matrix(name, tensor, like=like, rows=like.shape[0], width=like.shape[1])
+    (rows, width), dtype = like.shape, like.dtype
+    if rounds and tensor.dtype in checks.HALF_PRECISION:
+        checks.real(name, tensor)
+        dtype = tensor.dtype
+    checks.matrix(name, like, like=like, rows=0, width=width)
+    checks.matrix(name, tensor, like=like, rows=rows, width=width, dtype=dtype)
