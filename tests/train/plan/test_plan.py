@@ -103,6 +103,7 @@ def test_pairs_and_parts_are_read_from_the_file(tmp_path):
         (("--model", "gine"), "needs edge features"),
         (("--metric", "auc"), "needs two classes"),
         (("--metric", "mae"), "doesn't fit classes"),
+        (("--monitor", "loss_of_sleep"), "--monitor loss_of_sleep is not a metric of any task"),
         (("--split", "1"), "has 1 split"),
         (("--task", "links"), "--task links needs a split of the edges"),
         (("--task", "edge-classes"), "needs labels and a split of the edges"),
