@@ -312,8 +312,8 @@ def _compare_kinds(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) 
     settings, there = checkpoint.config.model, content_of(graph)
     unused = [] if settings.own else there.unused(settings)
     if unused and graph.comm.rank == 0:
-        names = in_words(unused)
-        warn(f"hpcgnn: note: the model ({settings.kind}) does not use {names} of this graph")
+        left = in_words(unused)
+        warn(f"hpcgnn: note: the model ({settings.kind}) does not use {left} of this graph")
     reads = {
         "node type": there.typed_features and not settings.own,
         "relation": settings.kind in RELATION_READERS and not settings.own,

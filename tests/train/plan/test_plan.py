@@ -103,6 +103,8 @@ def test_pairs_and_parts_are_read_from_the_file(tmp_path):
         (("--model", "gine"), "needs edge features"),
         (("--metric", "auc"), "needs two classes"),
         (("--metric", "mae"), "doesn't fit classes"),
+        (("--class-weights", "1,2"), "class weights must be 5 numbers, one per class"),
+        (("--param-groups", "x"), "--param-groups takes PATTERN:lr=X"),
         (("--monitor", "loss_of_sleep"), "--monitor loss_of_sleep is not a metric of any task"),
         (("--split", "1"), "has 1 split"),
         (("--task", "links"), "--task links needs a split of the edges"),
