@@ -144,6 +144,31 @@ def test_an_interrupt_while_the_command_is_loaded_is_silent(module):
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+INTERRUPTED_TWICE = """
+import os, signal, sys
+import hpcgnn.cli.main as cli
+number = int(sys.argv.pop(1))
+def once(*given):
+    os.kill(os.getpid(), number)
+    signal.sigtimedwait([], 5)
+cli.Command.read = once
+cli.early.end_without_mpi = once
+from hpcgnn.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_another_copy_of_a_signal_does_not_change_the_status_of_mpiexec(number):
+    """The launcher and the terminal send one each; the second came with Python's own handlers."""
+    told = {"PMI_RANK": "0", "PMI_SIZE": "2"}
+    command = [sys.executable, "-c", INTERRUPTED_TWICE, str(int(number)), "info"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env=os.environ | told
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_the_command_is_loaded_ends_all_ranks_of_mpiexec(number):
     """Hydra would return the number of the signal as the status of the job."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
 TYPE_CHECKING = False  # what is loaded here delays the handlers of signals
 if TYPE_CHECKING:
-    from types import FrameType
     from typing import Any
 
 _TAKEN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -20,16 +18,18 @@ def main() -> int:
     usual[signal.SIGINT] = signal.default_int_handler
     taken = [number for number in _TAKEN if signal.getsignal(number) is usual[number]]
     _handle(taken, signal.SIG_DFL)
-    from hpcgnn.comm.launcher import is_hydra
+    from hpcgnn.comm.launcher import end_by_signal, is_hydra, launched
 
-    if is_hydra():
+    several = is_hydra() or launched()[1] > 1
+    if several:
         import socket  # noqa: F401  # whole before a handler needs it
 
-        _handle(taken, _end)
+        _handle(taken, end_by_signal)  # also after `run`, where another copy may arrive
     from hpcgnn.cli.main import main as run
 
-    for number in taken:
-        signal.signal(number, usual[number])
+    if not several:
+        for number in taken:
+            signal.signal(number, usual[number])
     try:
         return run()
     finally:
@@ -39,14 +39,6 @@ def main() -> int:
 def _handle(numbers: list[signal.Signals], handler: Any) -> None:
     for number in numbers:
         signal.signal(number, handler)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """End all ranks with the usual status: Hydra would return the bare number of the signal."""
-    from hpcgnn.comm.launcher import end_job
-
-    end_job(128 + number)
-    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,23 @@ def test_a_report_names_failed_contenders_and_can_be_plotted(bench, graph, tmp_p
         drawn.check()
 
 
+def test_files_are_kept_if_the_terminal_can_not_be_written(tmp_path, monkeypatch):
+    class Found:
+        def lines(self):
+            return ["a line"]
+
+        def as_json(self):
+            return {"number": 1}
+
+    def full(*lines):
+        raise OutputError("standard output can't be written: No space left on device")
+
+    monkeypatch.setattr(output, "say", full)
+    with pytest.raises(OutputError, match="No space left"):
+        output.Outputs(tmp_path / "r.json", None, force=False).write(Found(), draw.epochs)
+    assert json.loads((tmp_path / "r.json").read_text())["number"] == 1
+
+
 @pytest.mark.parametrize("name", ["r.json", "r.svg", "r.png"])
 def test_files_written_by_others_are_not_replaced(tmp_path, name):
     path = tmp_path / name

@@ -19,6 +19,8 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.load import load_partition
 from hpcgnn.storage.write.graph_writer import GraphWriter
+from hpcgnn.train.config import Config
+from hpcgnn.train.header import check_header
 from tests.cli.verbs import call, refused
 from tests.graphs import random_graph
 
@@ -53,6 +55,12 @@ def write(path: Path, num_nodes: int, num_edges: int, labels: bool = True, seed:
             writer.append_labels(whole.labels)
             writer.append_split(np.stack([whole.split, np.roll(whole.split, 7)], axis=1))
     return path
+
+
+def test_which_of_several_splits_is_trained_on_is_said(comm, tmp_path):
+    path = write(tmp_path / "g.h5", 9, 20)
+    said = check_header(path, comm, Config.of(split=1))
+    assert said == "note: split 1 of 0 .. 1 is trained on; --split N chooses another"
 
 
 def test_what_cannot_be_learned_is_refused_before_torch_is_loaded(tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from mpi4py import MPI
 
 import hpcgnn
 from hpcgnn.errors import InputError, NumericalError
+from hpcgnn.nn.buckets import GradientSums
 from hpcgnn.nn.linear import Embedding
 from tests.graphs import distribute, random_graph
 
@@ -82,6 +85,20 @@ def test_weights_of_another_shape_are_found(comm):
     model = torch.nn.Linear(3, 2 + (comm.rank == comm.size - 1 > 0), bias=False)
     if comm.size > 1:
         with pytest.raises(InputError, match=f"weight on rank {comm.size - 1} is not"):
+            hpcgnn.sum_gradients(model, comm)
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_sparse_gradients_are_refused_in_one_line(comm, overlapped):
+    torch.manual_seed(0)
+    model = torch.nn.Embedding(5, 2, sparse=True)
+    sums = GradientSums(list(model.parameters()), comm)
+    with pytest.raises(InputError, match=r"shape \(5, 2\) is sparse, .* with sparse=False"):
+        with sums.overlapping() if overlapped else nullcontext():
+            model(torch.tensor([0, 1])).sum().backward()
+        if overlapped:
+            sums.finish()
+        else:
             hpcgnn.sum_gradients(model, comm)
 
 

@@ -98,6 +98,24 @@ def test_relations_of_another_graph_are_matched_by_number_and_a_note_says_so(com
     assert ("matched by number" in capfd.readouterr().err) == (comm.rank == 0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "the model (sage) does not use edge weights and relations of this graph"),
+        ({"ignore": "weights"}, "the model (sage) does not use relations of this graph"),
+        ({"model": "gcn", "ignore": "relations"}, None),
+    ],
+)
+def test_data_of_another_graph_that_the_model_does_not_read_are_named(
+    comm, trained, capfd, settings, said
+):
+    found = trained(**settings)
+    capfd.readouterr()
+    predict(comm, found, whole=random_graph(40, 160, seed=1, weighted=True, num_relations=2))
+    err = capfd.readouterr().err
+    assert said in err if said is not None and comm.rank == 0 else "does not use" not in err
+
+
 @pytest.mark.parametrize("model", ["rgcn", "sage"])
 def test_relations_in_another_order_are_refused_if_the_model_reads_them(
     comm, trained, capfd, model

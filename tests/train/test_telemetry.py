@@ -69,7 +69,7 @@ def test_damaged_lines_are_dropped_and_reported(path, capfd):
     assert epochs(path) == [1, 2, 4, 7]
     assert json.loads(path.read_text().splitlines()[1])["loss"] == 7.0
     err = capfd.readouterr().err
-    assert "6 lines were cut off or are not records" in err and "no record of epoch 3, 5-6" in err
+    assert "6 lines cut off, or no record of an epoch" in err and "no record of epoch 3, 5-6" in err
 
 
 @pytest.mark.parametrize("content", [None, ""])

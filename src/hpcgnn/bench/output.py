@@ -84,7 +84,7 @@ class Outputs:
             )
 
     def write(self, found: Measured, draw: Callable[[dict[str, Any]], Figure]) -> None:
-        """Print the result and write the requested files.
+        """Write the requested files and print the result.
 
         Args:
             draw: makes the figure from the content of the JSON file.
@@ -94,14 +94,14 @@ class Outputs:
         """
         content = {**found.as_json(), "machine": machine()}
         text = json.dumps(content, indent=1) + "\n"
-        if self.json == _TERMINAL:
+        if self.json is not None and self.json != _TERMINAL:
+            _write(self.json, lambda path: path.write_text(text, encoding="utf-8"))
+        if self.plot is not None:
+            save(draw(content), self.plot)
+        if self.json == _TERMINAL:  # last, since the terminal may be a full disk
             print(text, end="", flush=True)
         else:
             say(*found.lines())
-            if self.json is not None:
-                _write(self.json, lambda path: path.write_text(text, encoding="utf-8"))
-        if self.plot is not None:
-            save(draw(content), self.plot)
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -81,8 +81,10 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
     args.run_dir = run_dir
     config = resolve_together(args, comm, run_dir)
     check_range("--profile", args.profile, 0, HIGHEST)
-    check_header(source, comm, config)
+    which_split = check_header(source, comm, config)
     with display_of(args, comm.rank) as display:
+        if which_split:
+            display.note(which_split)
         # Imported here, since PyTorch takes seconds: other ranks and signals are handled meanwhile.
         with comm.at("imports"), display.stage("load PyTorch"):
             import hpcgnn.train.configured  # noqa: F401 - counts among the imports

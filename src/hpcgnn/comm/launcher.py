@@ -11,6 +11,8 @@ import stat
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import FrameType
+    from typing import NoReturn
 
 _LAUNCHERS = (
     ("PMI_RANK", "PMI_SIZE"),
@@ -75,6 +77,15 @@ def end_job(status: int) -> None:
             _abort(number, f"cmd=abort exitcode={status}\n")
     except (OSError, ValueError):
         return
+
+
+def end_by_signal(number: int, frame: FrameType | None) -> NoReturn:
+    """End all ranks with the usual status: Hydra would return the bare number of the signal.
+
+    A handler for the time before and after `terminable`.
+    """
+    end_job(128 + number)
+    os._exit(128 + number)
 
 
 def _abort(number: int, order: str) -> None:

@@ -169,13 +169,17 @@ def edge_width(graph: PartitionedGraph) -> int:
 
 def note(unused: list[str], settings: ModelSettings) -> str:
     """Return a line that names the data that is not read."""
-    *most, last = [_NAMES[kind] for kind in unused]
-    names = f"{', '.join(most)} and {last}" if most else last
     ignore = ",".join(sorted(ignored_by(settings) | set(unused)))
     return (
-        f"note: {names} of the graph are not used by --model {settings.kind}; "
+        f"note: {in_words(unused)} of the graph are not used by --model {settings.kind}; "
         f"--ignore {ignore} hides this note"
     )
+
+
+def in_words(kinds: list[str]) -> str:
+    """Return kinds of data, as named in `--ignore`, as a text: `edge weights and relations`."""
+    *most, last = [_NAMES[kind] for kind in kinds]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def ignored_by(settings: ModelSettings) -> set[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device_sums import choose_device_sums
-from hpcgnn.nn.gradients import add_up
+from hpcgnn.nn.gradients import add_up, gradient
 from hpcgnn.nn.linear import is_sharded
 
 _BUCKET = 1 << 17  # least bytes of a bucket; shorter messages cost more than the overlap saves
@@ -77,7 +77,7 @@ class GradientSums:
             self._next += 1
 
     def _send(self, number: int) -> None:
-        flat = torch.cat([_gradient(p).reshape(-1) for p in self._buckets[number]])
+        flat = torch.cat([gradient(p).reshape(-1) for p in self._buckets[number]])
         self._comm.background().begin(flat.detach().numpy())
 
     def finish(self) -> bool:
@@ -104,13 +104,6 @@ class GradientSums:
             for parameter, part in zip(bucket, parts, strict=True):
                 parameter.grad = part.view_as(parameter)
         return True
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    """Return the parameter's gradient, set to 0 if the loss does not use the parameter."""
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
 
 
 def _cut(parameters: Sequence[Tensor]) -> list[list[Tensor]]:

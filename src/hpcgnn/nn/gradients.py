@@ -32,7 +32,8 @@ def sum_gradients(model: torch.nn.Module, comm: Any = None) -> None:
         comm: a `Communicator`, an mpi4py communicator, or None for all ranks of the job.
 
     Raises:
-        InputError: the ranks have different weights; raised on all ranks, naming the parameter.
+        InputError: the ranks have different weights; raised on all ranks, naming the parameter. Or
+            a gradient is sparse.
         NumericalError: a gradient is not finite; raised on all ranks, naming the parameter.
     """
     check_module(model, "sum_gradients")
@@ -93,15 +94,13 @@ def add_up(
     """
     learned = [p for p in parameters if p.requires_grad]
     shared = [p for p in learned if not is_sharded(p)]
-    for parameter in shared:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    gradients = [gradient(parameter) for parameter in shared]
     # One more number: NaN, on all ranks, if a gradient that stays on its rank is not finite.
     flag = torch.zeros(1, device=parameters[0].device if parameters else None)
     for parameter in learned:
         if is_sharded(parameter) and parameter.grad is not None:
             flag = flag + (parameter.grad * 0).sum()
-    own = torch.cat([*(p.grad.reshape(-1) for p in shared if p.grad is not None), flag])
+    own = torch.cat([*(rows.reshape(-1) for rows in gradients), flag])
     # Checked where the sum arrives, so that the host waits for a GPU once.
     if comm.size == 1:
         flat = own
@@ -118,6 +117,22 @@ def add_up(
         parameter.grad = flat[offset : offset + size].view_as(parameter).to(parameter.dtype)
         offset += size
     return True
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    """Return the parameter's gradient, set to 0 if the loss does not use the parameter.
+
+    Raises:
+        InputError: it is sparse.
+    """
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    if parameter.grad.layout != torch.strided:
+        raise InputError(
+            f"the gradient of a parameter of shape {tuple(parameter.shape)} is sparse, and only "
+            "dense ones are added up: torch.nn.Embedding makes these with sparse=False"
+        )
+    return parameter.grad
 
 
 def copied_to(flat: Tensor, device: torch.device) -> Tensor:

@@ -104,8 +104,15 @@ def check_task(
         return
     if not labels:
         raise nothing_to_learn("labels or no split")
+    of_classes, of_ones = settings.class_weights, settings.positive_weights
     if kind == "classes" and num_outputs:
-        MultiClass(num_outputs, checked(metric, CLASS_METRICS, "classes"))
+        metric = checked(metric, CLASS_METRICS, "classes")
+        given = None if of_classes in (NONE, BALANCED) else weights(of_classes, "--class-weights")
+        MultiClass(num_outputs, metric, class_weights=given)
+    if kind == "labels" and num_outputs:
+        metric = checked(metric, LABEL_METRICS, "several labels")
+        given = None if of_ones in (NONE, BALANCED) else weights(of_ones, "--positive-weights")
+        MultiLabel(num_outputs, metric, positive_weights=given)
 
 
 def _links(

@@ -16,19 +16,28 @@ from hpcgnn.tasks.settings import LABELS, check_stored, nothing_to_learn
 from hpcgnn.train.config import Config
 
 
-def check_header(path: Path, comm: Communicator, config: Config) -> None:
+def check_header(path: Path, comm: Communicator, config: Config) -> str:
     """Check that the file has a part for each rank, and what model and task need; collective.
+
+    Returns:
+        A note on which of several splits is used, on rank 0; "" if there is nothing to say.
 
     Raises:
         InputError: it hasn't, or its header is damaged.
     """
+    splits = 0
     with agreed(comm, "open graph"):
         if comm.rank == 0:
             with Reader(path, None) as reader:
-                _check(reader, comm, config)
+                splits = _check(reader, comm, config)
+    if splits < 2 or config.task.on_pairs:
+        return ""
+    chosen = config.training.split
+    return f"note: split {chosen} of 0 .. {splits - 1} is trained on; --split N chooses another"
 
 
-def _check(reader: Reader, comm: Communicator, config: Config) -> None:
+def _check(reader: Reader, comm: Communicator, config: Config) -> int:
+    """Check the header and return the number of splits."""
     task, prefixes, edges = config.task, [""], "edges"
     kind = reader.text("format")
     if kind not in (GRAPH, PARTITION):
@@ -55,6 +64,7 @@ def _check(reader: Reader, comm: Communicator, config: Config) -> None:
             raise nothing_to_learn("split" if labels else "labels")
     except InputError as error:
         raise InputError(str(error), file=reader.path) from None
+    return counts["num_splits"]
 
 
 def _check_features(model: ModelSettings, *, plain: bool, typed: bool) -> None:

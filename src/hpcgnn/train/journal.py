@@ -292,7 +292,8 @@ def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
             "holds no record of an epoch, so it does not belong to a run: move it away", file=path
         )
     if found.bad:
-        warning(f"{path}: {found.bad} lines were cut off or are not records of epochs: dropped")
+        dropped = counted(found.bad, "line")
+        warning(f"{path}: {dropped} cut off, or no record of an epoch: dropped")
     if missing := gaps(sorted(found.kept), epoch):
         warning(f"{path}: no record of epoch {missing}")
 

@@ -23,10 +23,11 @@ from hpcgnn.partition.load import load_partition
 from hpcgnn.settings import parse_size
 from hpcgnn.system import bytes_read
 from hpcgnn.tasks.build import check_task
-from hpcgnn.tasks.settings import LABELS
+from hpcgnn.tasks.settings import LABELS, larger_is_better
 from hpcgnn.train.config import Config
 from hpcgnn.train.optimisation import prepare
 from hpcgnn.train.plan.refusal import explained
+from hpcgnn.train.scores import LOSSES
 
 
 def open_part(
@@ -99,6 +100,11 @@ def check_training(config: Config, facts: Facts) -> None:
     check_task(
         config.task, config.training.metric, facts.labels, facts.multilabel, facts.num_outputs
     )
+    monitor = config.training.monitor
+    if monitor not in ("auto", *LOSSES) and larger_is_better(monitor) is None:
+        raise InputError(
+            f"--monitor {monitor} is not a metric of any task, nor {' or '.join(LOSSES)}"
+        )
     one_class = config.task.kind in ("auto", "classes") and config.task.target == LABELS
     if config.model.labels_as_input and not one_class:
         raise InputError("--labels-as-input needs one class per node, from the labels, as task")

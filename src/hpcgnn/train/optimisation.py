@@ -24,6 +24,7 @@ from hpcgnn.nn.linear import initial_rows, is_sharded
 from hpcgnn.train.config import Config
 from hpcgnn.train.learned import Learned, some
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD, load_compiler
+from hpcgnn.train.settings import patterns_of
 
 _COUPLE_ROWS = ("Adafactor", "Muon")  # torch's whose step uses all rows of a parameter together
 
@@ -37,14 +38,9 @@ def parameter_groups(text: str, named: Iterable[tuple[str, Any]]) -> list[dict[s
     Raises:
         InputError: the text can't be parsed, or a pattern matches no parameter.
     """
-    groups: list[dict[str, Any]] = []
-    patterns: list[str] = []
-    for part in filter(None, (part.strip() for part in text.split(";"))):
-        pattern, colon, values = part.rpartition(":")
-        if not colon or not pattern:
-            raise InputError("--param-groups takes PATTERN:lr=X,weight_decay=X;...", value=part)
-        patterns.append(pattern.strip())
-        groups.append({"params": [], **_numbers(values, part)})
+    read = patterns_of(text)
+    patterns = [pattern for pattern, _ in read]
+    groups: list[dict[str, Any]] = [{"params": [], **values} for _, values in read]
     rest: dict[str, Any] = {"params": []}
     for name, parameter in named:
         fits = (g for p, g in zip(patterns, groups, strict=True) if fnmatch.fnmatchcase(name, p))
@@ -53,20 +49,6 @@ def parameter_groups(text: str, named: Iterable[tuple[str, Any]]) -> list[dict[s
         if not group["params"]:
             raise InputError("--param-groups: no parameter has a name that matches", value=pattern)
     return [*groups, rest] if rest["params"] else groups
-
-
-def _numbers(text: str, part: str) -> dict[str, float]:
-    found = {}
-    for entry in text.split(","):
-        name, _, value = (piece.strip() for piece in entry.partition("="))
-        try:
-            number = float(value)
-        except ValueError:
-            number = -1.0
-        if name not in ("lr", "weight_decay") or not 0 <= number <= 1e6:
-            raise InputError("--param-groups takes lr=X and weight_decay=X", value=part)
-        found[name] = number
-    return found
 
 
 class Average:

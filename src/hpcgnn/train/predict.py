@@ -18,7 +18,7 @@ from hpcgnn.graph.arguments import check_graph, check_module
 from hpcgnn.graph.kinds import moved
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
-from hpcgnn.models.demands import RELATION_READERS, check_model, content_of, facts_of
+from hpcgnn.models.demands import RELATION_READERS, check_model, content_of, facts_of, in_words
 from hpcgnn.models.settings import OWN as OWN_MODEL
 from hpcgnn.settings import check_path
 from hpcgnn.storage.schema import EARLIER_ROW, PREDICTIONS
@@ -304,10 +304,16 @@ def _read_like(graph: PartitionedGraph) -> str:
 def _compare_kinds(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) -> None:
     """Check that the types and relations that the model reads have its graph's numbers. Collective.
 
+    A note names the data of this graph that the model does not read.
+
     Raises:
         InputError: one has another number.
     """
     settings, there = checkpoint.config.model, content_of(graph)
+    unused = [] if settings.own else there.unused(settings)
+    if unused and graph.comm.rank == 0:
+        left = in_words(unused)
+        warn(f"hpcgnn: note: the model ({settings.kind}) does not use {left} of this graph")
     reads = {
         "node type": there.typed_features and not settings.own,
         "relation": settings.kind in RELATION_READERS and not settings.own,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hpcgnn.errors import InputError
 from hpcgnn.models.settings import OWN
 from hpcgnn.settings import HIGHEST, Section, defining, free, told
 from hpcgnn.tasks.settings import METRICS
@@ -35,6 +36,38 @@ class OptimiserSettings(Section):
     param_groups: str = told(
         "", "other values for some parameters: `*.bias:weight_decay=0;inputs.*:lr=0.001`"
     )
+
+    def check(self) -> None:
+        patterns_of(self.param_groups)
+
+
+def patterns_of(param_groups: str) -> list[tuple[str, dict[str, float]]]:
+    """Return the patterns of names in `param_groups`, each with its values.
+
+    Raises:
+        InputError: the text can't be parsed.
+    """
+    found = []
+    for part in filter(None, (part.strip() for part in param_groups.split(";"))):
+        pattern, colon, values = part.rpartition(":")
+        if not colon or not pattern:
+            raise InputError("--param-groups takes PATTERN:lr=X,weight_decay=X;...", value=part)
+        found.append((pattern.strip(), _numbers(values, part)))
+    return found
+
+
+def _numbers(text: str, part: str) -> dict[str, float]:
+    found = {}
+    for entry in text.split(","):
+        name, _, value = (piece.strip() for piece in entry.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if name not in ("lr", "weight_decay") or not 0 <= number <= 1e6:
+            raise InputError("--param-groups takes lr=X and weight_decay=X", value=part)
+        found[name] = number
+    return found
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,10 @@ def test_texts_that_look_like_numbers_are_noted(made, tmp_path, capfd, values, n
         (["2021-05-31", "2021-06-01T12:00"], "y holds dates such as 2021-05-31, each of which"),
         (["31/05/2021", "1/6/2021"], "y holds dates such as 1/6/2021, each of which becomes a c"),
         (["2021-05-31", "x"], None),
+        (["-1", "0", "-1", "1"], "y is -1 in 2 rows, which becomes a class of its own: if this"),
+        (["-1.0", "0.0", "1.0"], "y is -1 in 1 row, which becomes a class of its own: if this"),
+        (["a", "-1", "b"], "y is -1 in 1 row, which becomes a class of its own: if this means"),
+        (["-1", "-2", "0"], None),
         (["1.2.3", "1.2.4"], None),
     ],
 )

@@ -74,6 +74,12 @@ def test_other_partitions_are_accepted_and_other_graphs_refused(mpirun, graph, t
     assert "--optimizer adam, not --optimizer sgd" in line
     fresh = [*OPTIONS, "--epochs", 6, "--run-dir", first]
     line = refused(mpirun(0, "train", graph(0, 1, "block"), *fresh))
+    best = shutil.copytree(first, tmp_path / "mixed") / "checkpoints" / "best.h5"
+    another = [*OPTIONS, "--seed", 3, "--epochs", 1, "--run-dir", tmp_path / "other"]
+    ok(mpirun(0, "train", graph(0, 1, "block"), *another))
+    shutil.copy(tmp_path / "other" / "checkpoints" / "best.h5", best)
+    other = refused(mpirun(0, "train", graph(0, 1, "block"), *resumed, tmp_path / "mixed"))
+    assert f"{best}: was trained with --seed 3, not --seed 0" in other
     assert f"{first}: holds the checkpoints of a run: --resume continues it" in line
     assert losses(first) == two[:4]
     assert (first / "config.json").read_text() == config

@@ -20,7 +20,7 @@ import torch
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.train.checkpoint import file as files
 from hpcgnn.train.checkpoint.file import Checkpoint
-from hpcgnn.train.checkpoint.store import LAST, CheckpointStore, name_last
+from hpcgnn.train.checkpoint.store import LAST, CheckpointStore, best_or_last, name_also
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.stop import StopRequest
@@ -123,7 +123,7 @@ def test_last_h5_is_a_copy_where_links_are_not_supported(tmp_path, monkeypatch):
     newest, last = tmp_path / "epoch-000002.h5", tmp_path / LAST
     newest.write_bytes(b"new")
     for _ in range(2):
-        name_last(newest)
+        name_also(newest, LAST)
         assert last.read_bytes() == b"new" and not last.samefile(newest)
     assert sorted(tmp_path.iterdir()) == [newest, last]
 
@@ -161,6 +161,47 @@ def test_the_best_checkpoint_is_retried_once_the_disk_has_space(comm, tmp_path, 
     assert files.read(tmp_path / "best.h5").epoch == 2
     assert store.missing() == "" and "best.h5" in store.failure()
     store.close()
+
+
+@pytest.mark.parametrize("left", ["nothing", "damage", "another", "the best"])
+@pytest.mark.parametrize("periodic", [False, True])
+def test_a_best_checkpoint_that_was_lost_is_replaced_or_named(
+    comm, tmp_path, capfd, left, periodic
+):
+    progress = {"best": 0.5, "best_epoch": 3, "test_at_best": None}
+    best, third = tmp_path / "best.h5", tmp_path / "epoch-000003.h5"
+    for path, epoch in ((best, 2 if left == "another" else 3), (third, 3)):
+        files.write(path, replace(make(epoch), progress=progress | {"best_epoch": epoch}))
+    name_also(third, LAST)
+    if left == "nothing":
+        best.unlink()
+    if left == "damage":
+        best.write_bytes(best.read_bytes()[:-100])
+    if not periodic:
+        third.unlink()
+    store = CheckpointStore(tmp_path, comm, keep=2)
+    found = store.best_of(replace(make(4), progress=progress))
+    store.close()
+    said = capfd.readouterr().err
+    if left == "the best":
+        assert found.epoch == 3 and said == ""
+    elif periodic:
+        assert found.epoch == 3 and files.read(best).epoch == 3
+        assert "best.h5: " in said and "replaced by epoch-000003.h5, the best epoch" in said
+    else:
+        assert found is None or found.epoch == 2
+        assert "best.h5: " in said and "the best epoch so far is 3: best.h5 will be" in said
+
+
+def test_predictions_from_the_last_checkpoint_say_that_the_best_is_lost(tmp_path, capfd):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for best_epoch, said in ((0, ""), (4, ""), (3, "best.h5: is missing")):
+        progress = {"best": 0.5 if best_epoch else None, "best_epoch": best_epoch}
+        files.write(folder / LAST, replace(make(4), progress=progress | {"test_at_best": None}))
+        assert best_or_last(tmp_path) == folder / LAST
+        err = capfd.readouterr().err
+        assert said in err if said else err == ""
 
 
 def test_damaged_checkpoints_do_not_count_as_kept(comm, tmp_path, capfd):

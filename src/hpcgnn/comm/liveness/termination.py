@@ -18,6 +18,8 @@ from functools import wraps
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
+from hpcgnn.comm.launcher import end_by_signal
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _AGAIN_SECONDS = 0.01
@@ -132,7 +134,8 @@ def terminable() -> Iterator[None]:
         signal.SIGXCPU: signal.SIG_DFL,
     }
     mine = threading.current_thread() is threading.main_thread()
-    taken = [s for s, former in usual.items() if mine and signal.getsignal(s) is former]
+    found = {number: signal.getsignal(number) for number in usual if mine}
+    taken = {s: former for s, former in found.items() if former in (usual[s], end_by_signal)}
     if not taken:
         yield
         return
@@ -144,8 +147,8 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = former
-        for number in taken:
-            signal.signal(number, usual[number])
+        for number, before in taken.items():
+            signal.signal(number, before)
 
 
 @contextmanager

@@ -127,6 +127,16 @@ def trimmed(array: pa.Array) -> pa.Array:
     return out
 
 
+def without(array: pa.Array, missing: tuple[str, ...]) -> pa.Array:
+    """Return the numbers, with those that mean a missing value replaced by null."""
+    for text in missing:
+        if is_number(text):
+            array = pc.if_else(
+                pc.equal(array.cast(pa.float64(), safe=False), float(text)), None, array
+            )
+    return array
+
+
 def known(array: pa.Array, missing: tuple[str, ...]) -> pa.Array:
     """Return the texts, with empty ones and those that mean a missing value replaced by null."""
     absent = pc.equal(pc.binary_length(array), 0)

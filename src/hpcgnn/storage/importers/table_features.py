@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.settings import nearest
 from hpcgnn.storage.encoding import CATEGORY, NUMBER, VECTOR, EncodedColumn
 from hpcgnn.storage.importers import cells
@@ -23,6 +23,7 @@ from hpcgnn.storage.importers.table_values import strange
 
 MAX_CATEGORIES = 1 << 12
 _ROW_NUMBERS = r"|Unnamed: \d+|__index_level_\d+__"
+_MINUS_ONE = "-1"  # many data sets have it where no class is known
 MAX_NAMES = 1 << 16  # of classes, and of relations
 _MANY_FEATURES = 256  # more values than this of one column are likely to be names
 _MANY_NAMES = 30  # more values than this, nearly as many as rows, are likely to be ids
@@ -325,6 +326,7 @@ class Names:
         self.name = name
         self.kind = kind
         self.known_rows = 0
+        self.rows_of_minus_one = 0
         self._values: set[str] = set()
 
     @staticmethod
@@ -361,6 +363,7 @@ class Names:
     def add(self, batch: Batch) -> None:
         texts = self.texts(batch)
         self.known_rows += len(texts) - texts.null_count
+        self.rows_of_minus_one += pc.sum(pc.equal(texts, _MINUS_ONE)).as_py() or 0
         found = texts.unique().to_pylist()
         self._values.update(value for value in found if value is not None)
         if len(self._values) > MAX_NAMES:
@@ -395,6 +398,15 @@ def class_codes(batch: Batch, column: Names, classes: list[str], refusal: str) -
     return codes
 
 
+def _minus_one(column: Names) -> str:
+    rows = counted(column.rows_of_minus_one, "row")
+    texts = f"={_MINUS_ONE},{_MINUS_ONE}.0" if column.kind == cells.NUMBER else f" {_MINUS_ONE}"
+    return (
+        f"{column.name} is {_MINUS_ONE} in {rows}, which becomes a class of its own: if this means "
+        f"unknown, use --na{texts} (in every column)"
+    )
+
+
 def odd_values(
     tables: list[TableFile],
     features: list[EncodedColumn],
@@ -425,6 +437,9 @@ def odd_values(
                 f"{names.name} has {len(values):,} different values in {names.known_rows:,} rows, "
                 "each of which becomes a class: is it an id, or a number to predict?"
             )
+        alone = not any(value.startswith("-") and value != _MINUS_ONE for value in values)
+        if names.rows_of_minus_one and alone and names.name not in categorical:
+            notes.append(_minus_one(names))
     of_features = [(column.name, column.values) for column in features]
     for name, values in [*((names.name, values) for names, values in named), *of_features]:
         found = [value for value in values if cells.means_missing(value)]

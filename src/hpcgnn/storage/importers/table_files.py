@@ -153,6 +153,8 @@ class ParquetTable:
         found = kind_of(array.type)
         if kind == INTEGER and pa.types.is_decimal(array.type):
             found, array = INTEGER, self._whole(array, name)
+        if found in (INTEGER, NUMBER) and kind in (INTEGER, NUMBER):
+            array = cells.without(array, self._missing)
         if kind == INTEGER and found in (INTEGER, NUMBER):
             return array  # the caller checks that they are integers
         if pa.types.is_nested(array.type) and found != LIST:

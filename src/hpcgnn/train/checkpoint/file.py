@@ -147,6 +147,13 @@ def read_epoch(path: str | Path) -> int:
         return reader.integer("epoch", 0, MAX_EPOCH)
 
 
+def read_best_epoch(path: str | Path) -> int:
+    """Return the best epoch until a checkpoint, 0 without; raises InputError as `read`."""
+    with Reader(path, CHECKPOINT) as reader:
+        best = reader.json("progress").get("best_epoch")
+    return best if type(best) is int else 0
+
+
 def read(path: str | Path) -> Checkpoint:
     """Read and check a checkpoint, except its sharded rows.
 

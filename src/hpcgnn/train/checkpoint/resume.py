@@ -14,7 +14,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.settings import DEFINING, TOLD, flag
 from hpcgnn.tasks.settings import IN_LOSS
 from hpcgnn.train.checkpoint.file import Checkpoint
-from hpcgnn.train.checkpoint.store import CheckpointStore
+from hpcgnn.train.checkpoint.store import BEST, CheckpointStore
 from hpcgnn.train.config import Config, options
 from hpcgnn.train.journal import json_lines
 from hpcgnn.train.optimisation import learning_rate
@@ -43,19 +43,27 @@ def newest_of_run(
     if found is None:
         return None
     path, checkpoint = found
-    if checkpoint.graph_fingerprint != graph.graph_fingerprint:
-        raise InputError(
-            f"belongs to another graph ({checkpoint.graph_fingerprint}, not "
-            f"{graph.graph_fingerprint}); choose another --run-dir",
-            file=path,
-        )
+    _check_graph(checkpoint, graph, path)
     with agreed(graph.comm, "starts.jsonl"):
         if graph.comm.rank == 0:
             _check_ranks(store.folder.parent / "starts.jsonl", checkpoint.num_parts, path)
     changes = check_resumed(checkpoint.config, config, path, checkpoint.epoch)
     if changes and graph.ring.comm.rank == 0:
         warning(f"{path}: {changes}")
+    with agreed(graph.comm, "best checkpoint"):
+        if graph.comm.rank == 0 and (best := store.best_of(checkpoint)) is not None:
+            _check_graph(best, graph, store.folder / BEST)
+            check_resumed(best.config, config, store.folder / BEST, best.epoch)
     return found
+
+
+def _check_graph(checkpoint: Checkpoint, graph: PartitionedGraph, path: Path) -> None:
+    if checkpoint.graph_fingerprint != graph.graph_fingerprint:
+        raise InputError(
+            f"belongs to another graph ({checkpoint.graph_fingerprint}, not "
+            f"{graph.graph_fingerprint}); choose another --run-dir",
+            file=path,
+        )
 
 
 def _check_ranks(starts: Path, num_parts: int, path: Path) -> None:

@@ -75,16 +75,16 @@ class WritingDesk:
             return job
 
 
-def name_last(path: Path) -> None:
-    """Make `last.h5` a hard link to the checkpoint `path`, or a copy where links can't be made.
+def name_also(path: Path, name: str) -> None:
+    """Make `last.h5` or `best.h5` a hard link to the checkpoint `path`, or a copy without links.
 
     Raises:
-        OutputError: it can't be made; the former `last.h5` is intact.
+        OutputError: it can't be made; the former file of this name is intact.
     """
-    last = path.with_name(LAST)
+    last = path.with_name(name)
     with atomic.claim(last) as temporary:
         # A link can only be made under a new name; it is then moved over the claimed file.
-        other = temporary.with_name(temporary.name.replace(LAST, f"{LAST}.link"))
+        other = temporary.with_name(temporary.name.replace(name, f"{name}.link"))
         try:
             try:
                 os.link(path, other)
@@ -102,6 +102,8 @@ def name_last(path: Path) -> None:
 def best_or_last(place: Path) -> Path:
     """Return a checkpoint file as it is; for a run directory, `best.h5`, or `last.h5` without it.
 
+    A warning tells if there was a best epoch, so that `best.h5` has been lost.
+
     Raises:
         InputError: the directory has neither.
     """
@@ -115,11 +117,22 @@ def best_or_last(place: Path) -> Path:
     for name in (BEST, LAST):
         found = place / "checkpoints" / name
         if found.is_file():
+            if name == LAST:
+                _say_lost_best(found)
             return found
     raise InputError(
         f"is not a run directory with checkpoints/{BEST} or checkpoints/{LAST}: give a checkpoint",
         file=place,
     )
+
+
+def _say_lost_best(last: Path) -> None:
+    with suppress(InputError):  # whoever reads the file will say what is wrong with it
+        best, epoch = files.read_best_epoch(last), files.read_epoch(last)
+        if best not in (0, epoch):
+            warning(
+                f"{last.with_name(BEST)}: is missing, epoch {best}: {LAST}, epoch {epoch}, used"
+            )
 
 
 def _copy(path: Path, temporary: Path) -> None:
@@ -220,6 +233,41 @@ class CheckpointStore:
         """Return the epoch of the newest checkpoint written or resumed from; 0 without."""
         return self._newest
 
+    def best_of(self, newest: Checkpoint) -> Checkpoint | None:
+        """Return the content of `best.h5`; None if it is missing or damaged. Not collective.
+
+        If it isn't that of the best epoch so far, but a periodic checkpoint of this epoch is left,
+        it is replaced; without one, a warning tells.
+
+        Args:
+            newest: the checkpoint to resume from, which knows the best epoch.
+        """
+        epoch, path = newest.progress.get("best_epoch"), self.folder / BEST
+        if type(epoch) is not int or epoch < 1:
+            return None
+        found: Checkpoint | None = None
+        trouble = ""
+        try:
+            found = files.read(path)
+            if found.epoch != epoch:
+                trouble = f"{path}: is of epoch {found.epoch}"
+        except InputError as error:
+            trouble = str(error)
+        if not trouble:
+            return found
+        periodic = path.with_name(f"epoch-{epoch:06d}.h5")
+        try:
+            found = files.read(periodic)
+            name_also(periodic, BEST)
+        except (InputError, OutputError):
+            warning(
+                f"{trouble}, but the best epoch so far is {epoch}: {BEST} will be written only "
+                "after a better one"
+            )
+            return found
+        warning(f"{trouble}: replaced by {periodic.name}, the best epoch so far")
+        return found
+
     def _find(self) -> tuple[Path, Checkpoint] | None:
         refused: list[InputError] = []
         epochs = {path: _epoch_of(path) for path in self.paths()}
@@ -265,7 +313,7 @@ class CheckpointStore:
             else:
                 files.write(self.folder / name, checkpoint)
             if self.comm.rank == 0 and checkpoint.epoch >= self._newest:
-                name_last(self.folder / name)
+                name_also(self.folder / name, LAST)
         except OutputError as error:
             self._failed(kind, checkpoint, str(error))
             return False
