@@ -33,7 +33,7 @@ done
 test_isa() {
     local report status=0
     report=$(HPCGNN_ISA=$1 LD_PRELOAD=$asan python -m pytest -q -x -p no:cacheprovider \
-        tests/kernels/test_{sanitizer,spmm,attention,dense,dropout,long_rows}.py \
+        tests/kernels/test_{sanitizer,spmm,attention,heads,dense,dropout,long_rows}.py \
         tests/partition/layout/test_{clusters,cover}.py tests/storage/test_fingerprint.py \
         -k "(sanitizer or clusters or cover or fingerprint or $cases) and not unbiased and not partition_of" 2>&1) || status=$?
     printf '== %s\n%s\n' "$1" "$report"

@@ -25,6 +25,7 @@ from tests.fake_device.tensors import is_launch
 from tests.kernels import passes
 from tests.kernels import test_attention as attention
 from tests.kernels import test_dropout as dropout
+from tests.kernels import test_heads as heads_of
 from tests.kernels import test_spmm as sums
 from tests.kernels.blocks import matrix, random_edges
 
@@ -325,8 +326,8 @@ def test_every_kernel_of_the_self_test(monkeypatch):
 @pytest.mark.parametrize(("heads", "channels", "count"), [(3, 8, 17), (4, 32, 5), (1, 150, 3)])
 def test_head_dots(heads, channels, count):
     for dtype in DTYPES:
-        attention.test_head_dots(dtype, heads, channels, count)
-        attention.test_head_scores(dtype, heads, channels, count)
+        heads_of.test_head_dots(dtype, heads, channels, count)
+        heads_of.test_head_scores(dtype, heads, channels, count)
 
 
 @pytest.mark.parametrize("width", [1, 8, 33])

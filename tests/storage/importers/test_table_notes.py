@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from hpcgnn.storage.read.graph_file import GraphFile
 from tests.storage.importers.test_tables import ENDS, write
 
 
@@ -147,3 +150,17 @@ def test_errors_in_graphml_name_the_node(refused, tmp_path):
 def test_graphs_of_only_self_loops_are_noted(made, tmp_path, capfd, edges, said):
     made(write(tmp_path / "e.csv", "a,b\n" + edges), *ENDS)
     assert ("every edge is a self-loop" in capfd.readouterr().err) == said
+
+
+@pytest.mark.parametrize("labels", [[-1, 3, 4], [-1.0, 3.0, 4.0], ["-1", "3", "4"]])
+def test_numbers_that_mean_a_missing_value(made, tmp_path, capfd, labels):
+    edges = write(tmp_path / "e.csv", "a,b\n0,1\n1,2\n")
+    write(tmp_path / "n.csv", "id,y\n" + "".join(f"{k},{y}\n" for k, y in enumerate(labels)))
+    pq.write_table(pa.table({"id": [0, 1, 2], "y": labels}), tmp_path / "n.parquet")
+    for name in ("n.csv", "n.parquet"):
+        given = (edges, tmp_path / name, *ENDS, "--nodes", 1, "--id", "id", "--label", "y")
+        made(*given)
+        suggested = capfd.readouterr().err.partition("unknown, use ")[2].partition(" (")[0]
+        with GraphFile(made(*given, *suggested.split())) as graph:
+            assert graph.read_nodes(0, 3).labels.tolist() == [-1, 0, 1]
+        assert "class of its own" not in capfd.readouterr().err

@@ -427,20 +427,6 @@ def test_decimal_commas_lists_and_missing_values(made, tmp_path, capfd):
             assert rows.features.tolist() == features and rows.labels.tolist() == [-1, 0]
 
 
-@pytest.mark.parametrize("labels", [[-1, 3, 4], [-1.0, 3.0, 4.0], ["-1", "3", "4"]])
-def test_numbers_that_mean_a_missing_value(made, tmp_path, capfd, labels):
-    edges = write(tmp_path / "e.csv", "a,b\n0,1\n1,2\n")
-    write(tmp_path / "n.csv", "id,y\n" + "".join(f"{k},{y}\n" for k, y in enumerate(labels)))
-    pq.write_table(pa.table({"id": [0, 1, 2], "y": labels}), tmp_path / "n.parquet")
-    for name in ("n.csv", "n.parquet"):
-        given = (edges, tmp_path / name, *ENDS, "--nodes", 1, "--id", "id", "--label", "y")
-        made(*given)
-        suggested = capfd.readouterr().err.partition("unknown, use ")[2].partition(" (")[0]
-        with GraphFile(made(*given, *suggested.split())) as graph:
-            assert graph.read_nodes(0, 3).labels.tolist() == [-1, 0, 1]
-        assert "class of its own" not in capfd.readouterr().err
-
-
 def test_times_with_and_without_time_zones(made, tmp_path):
     times = ["2020-01-01T00:30:00+02:00", "2019-12-31T23:00:00Z", "2019-12-31 22:45", "2021-01-01"]
     edges = write(tmp_path / "e.csv", "a,b\n0,1\n")
