@@ -25,6 +25,7 @@ def other(name: str) -> Config:
         "ignore": "weights",
         "class_weights": "balanced",
         "positive_weights": "balanced",
+        "param_groups": "*.bias:weight_decay=0",
     }
     value = values.get(name, value)
     if name == "model_args":  # which is only for models of the user
