@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,11 @@ def lines(events: list[Event], epochs: int) -> Iterable[str]:
         f"{len(on_gpu) / epochs:.0f} kernels and copies, {len(calls) / epochs:.0f} calls by the "
         f"host in {sum(float(one['dur']) for one in calls) / epochs / 1e3:.2f} ms"
     )
-    taken: Counter[str] = Counter()
-    number: Counter[str] = Counter()
+    taken = defaultdict[str, list[float]](list)
     for one in on_gpu:
-        name = str(one["name"]).replace("at::native::", "")[:WIDTH]
-        taken[name] += float(one["dur"])  # type: ignore[assignment]
-        number[name] += 1
-    for name, microseconds in taken.most_common(SHOWN):
-        yield f"{microseconds / epochs / 1e3:9.3f} ms {number[name] / epochs:6.1f} x  {name}"
+        taken[str(one["name"]).replace("at::native::", "")[:WIDTH]].append(float(one["dur"]))
+    for name, each in sorted(taken.items(), key=lambda item: -sum(item[1]))[:SHOWN]:
+        yield f"{sum(each) / epochs / 1e3:9.3f} ms {len(each) / epochs:6.1f} x  {name}"
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ FIRST_STEPS = """first steps, each alone or under mpiexec or srun:
 
 `hpcgnn VERB --help` shows examples and options of each verb"""
 
-_WIDTH = 78  # of examples, and room for the choices of an option
+_WIDTH = 78  # columns of examples
 _FEW = 40  # letters of choices that an option shows in place of a value
 _ALWAYS = {"help", "help_all", "timeout", "show"}
 # Options that --help shows for verbs that have many; all others need --help-all.
