@@ -81,8 +81,8 @@ def name_also(path: Path, name: str) -> None:
     Raises:
         OutputError: it can't be made; the former file of this name is intact.
     """
-    last = path.with_name(name)
-    with atomic.claim(last) as temporary:
+    named = path.with_name(name)
+    with atomic.claim(named) as temporary:
         # A link can only be made under a new name; it is then moved over the claimed file.
         other = temporary.with_name(temporary.name.replace(name, f"{name}.link"))
         try:
@@ -93,10 +93,10 @@ def name_also(path: Path, name: str) -> None:
             else:
                 other.replace(temporary)
         except OSError as error:
-            raise atomic.write_error(last, error) from None
+            raise atomic.write_error(named, error) from None
         finally:
             atomic.discard(other)
-        atomic.publish(temporary, last)
+        atomic.publish(temporary, named)
 
 
 def best_or_last(place: Path) -> Path:
