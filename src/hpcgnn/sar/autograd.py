@@ -79,6 +79,32 @@ class _Refusal(torch.autograd.Function):
         )
 
 
+def gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of `inputs`, None where one isn't used; `grads` are those of `outputs`.
+
+    `torch.autograd.grad` does the same, but loads SymPy, for a second, to compare shapes.
+    """
+    with torch.enable_grad():
+        root = _Root.apply(tuple(grads), *outputs)
+    return torch.autograd.grad(root, inputs, allow_unused=True)
+
+
+class _Root(torch.autograd.Function):
+    """A number whose backward gives each output its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, grads: tuple[Tensor, ...], *outputs: Tensor) -> Tensor:
+        ctx.grads = grads
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.grads
+
+
 def last_saved(ctx: Any) -> tuple[tuple[Any, ...], bool]:
     """Return what an autograd function saved, and whether backward holds the only references.
 

@@ -20,7 +20,7 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.sar import reductions
 from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.sar.attention import halo_ids
-from hpcgnn.sar.autograd import Finder, Modes, Replacer
+from hpcgnn.sar.autograd import Finder, Modes, Replacer, gradients
 from hpcgnn.sar.hubs import MANY, HubRows, Returned, RowSums, Totals, often
 from hpcgnn.sar.reductions import Reduction
 from hpcgnn.sar.stream import (
@@ -296,9 +296,7 @@ class MessagePass:
         pairs = [(o, s) for o, s in zip(outputs, seeds, strict=True) if o.requires_grad]
         if not pairs:
             return [None] * len(inputs)
-        return torch.autograd.grad(
-            [o for o, _ in pairs], inputs, [s for _, s in pairs], allow_unused=True
-        )
+        return gradients([o for o, _ in pairs], inputs, [s for _, s in pairs])
 
     def _message(self, x_src: Tensor, x_dst: Tensor, piece: EdgePiece) -> Result:
         found, state = self.settings.message(x_src, x_dst, piece), None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces
-from hpcgnn.sar.autograd import Called, Finder, Modes, Replacer, first_order
+from hpcgnn.sar.autograd import Called, Finder, Modes, Replacer, first_order, gradients
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import MANY, RowSums, Totals, often
 from hpcgnn.sar.message_pass import add_to_rows
@@ -180,9 +180,7 @@ class _Run:
             inputs = [rows_UK, *replacer.leaves]
             found: tuple[Tensor | None, ...] = (None,) * len(inputs)
             if values.requires_grad:
-                found = torch.autograd.grad(
-                    values, inputs, grad_mG[piece.at].to(values.dtype), allow_unused=True
-                )
+                found = gradients([values], inputs, [grad_mG[piece.at].to(values.dtype)])
             grads.add(found[1:])
             given = found[0] if found[0] is not None else torch.zeros_like(piece.rows_UK)
             self._return(given, piece, grad_x_NK, sums)

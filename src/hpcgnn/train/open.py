@@ -87,7 +87,8 @@ def place(graph: PartitionedGraph, device: torch.device, config: Config) -> Part
 def _repeatable() -> None:
     """Make torch's own operations deterministic, too, where they can be."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # torch.use_deterministic_algorithms does the same, but takes seconds to load torch's compiler.
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
