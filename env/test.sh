@@ -61,6 +61,16 @@ on_ranks() {
         "${python[@]}" -m pytest "${folders[@]}" -m mpi -q "$@"
 }
 
+# each RANKS...: `on_ranks` with one number after the other.
+each() {
+    local status=0 ranks
+    for ranks in "$@"; do
+        echo "== $ranks ranks"
+        on_ranks "$ranks" || status=1
+    done
+    return "$status"
+}
+
 # show PROCESS LOG: waits for the process, prints its log and returns its status.
 show() {
     local status=0
@@ -115,9 +125,11 @@ full() {
     check docs show "$docs" "$logs/docs"
     check "tests, Slurm" show "$slurm" "$logs/slurm"
     load_once
-    for ranks in "$@" 8; do
-        check "tests, $ranks ranks" on_ranks "$ranks"
-    done
+    # Ranks that wait for each other leave part of the cores to another job.
+    beside "$logs/ranks" each "${@:2}" 8
+    local others=$!
+    check "tests, $1 ranks" on_ranks "$1"
+    check "tests, ${*:2} 8 ranks" show "$others" "$logs/ranks"
 }
 
 if [ "${1:-}" = --quick ]; then quick; else full "$@"; fi
