@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,6 +228,39 @@ class Replacer(TorchFunctionMode):
         return self._leaf.get(id(tensor), tensor)
 
 
+class Originals:
+    """Tensors that a function used, to be found again in backward, when the function runs again.
+
+    It then reads the same objects, through modules and enclosing names. With saved-tensor hooks, as
+    of `torch.utils.checkpoint` and `save_on_cpu`, autograd returns others with the same values.
+    """
+
+    def __init__(self, used: Sequence[Tensor], attributes: Sequence[Tensor] = ()) -> None:
+        self._used = [(weakref.ref(tensor), tensor._version) for tensor in used]
+        place = {id(tensor): number for number, tensor in enumerate(used)}
+        self._places = [place.get(id(tensor)) for tensor in attributes]
+
+    def of(
+        self, used: Sequence[Tensor], attributes: Sequence[Tensor] = ()
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the objects that autograd saved as `used`, and those among the `attributes`.
+
+        Raises:
+            RuntimeError: one was changed in place since.
+        """
+        found = []
+        for (original, version), saved in zip(self._used, used, strict=True):
+            own = original()
+            if own is not None and own._version != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an "
+                    "inplace operation"
+                )
+            found.append(saved if own is None else own)
+        pairs = zip(self._places, attributes, strict=True)
+        return found, [saved if place is None else found[place] for place, saved in pairs]
+
+
 class Called:
     """A context that records which modules are called, and whether each is in training mode."""
 
@@ -258,11 +292,15 @@ class Called:
 
 @dataclass(frozen=True)
 class Modes:
-    """The training modes of all modules under `root`, and the names of their tensor attributes."""
+    """The training modes of all modules under `root`, and the names of their tensor attributes.
+
+    `given`: their parameters and buffers, which `torch.func.functional_call` replaces for a call.
+    """
 
     root: torch.nn.Module | None
     training: tuple[bool, ...]
     names: tuple[tuple[int, str], ...]
+    given: tuple[dict[str, Tensor | None], ...]
 
     @classmethod
     def of(cls, root: torch.nn.Module | None) -> tuple[Modes, list[Tensor]]:
@@ -274,25 +312,40 @@ class Modes:
                 if isinstance(value, Tensor):
                     names.append((number, name))
                     tensors.append(value)
-        return cls(root, tuple(m.training for m in modules), tuple(names)), tensors
+        given = tuple(_given(module) for module in modules)
+        return cls(root, tuple(m.training for m in modules), tuple(names), given), tensors
 
     @contextmanager
     def restored(self, tensors: Sequence[Tensor]) -> Iterator[None]:
         """Restore the recorded modes and `tensors` in the context, the present ones after it."""
         modules = [] if self.root is None else list(self.root.modules())
         now = [(module, dict(vars(module))) for module in modules]
+        other = [_given(module) for module in modules]
         try:
-            for module, training in zip(modules, self.training, strict=True):
+            for module, training, given in zip(modules, self.training, self.given, strict=True):
                 module.training = training
+                _give(module, given)
             for (number, name), tensor in zip(self.names, tensors, strict=True):
                 vars(modules[number])[name] = tensor
             yield
         finally:
-            for module, former in now:
+            for (module, former), given in zip(now, other, strict=True):
                 module.training = former["training"]
+                _give(module, given)
             for number, name in self.names:
                 former = now[number][1]
                 if name in former:
                     vars(modules[number])[name] = former[name]
                 else:
                     vars(modules[number]).pop(name, None)
+
+
+def _given(module: torch.nn.Module) -> dict[str, Tensor | None]:
+    return {**module._parameters, **module._buffers}
+
+
+def _give(module: torch.nn.Module, given: dict[str, Tensor | None]) -> None:
+    """Put these tensors in the places of the module's own parameters and buffers."""
+    for own in (module._parameters, module._buffers):
+        for name in own.keys() & given.keys():
+            own[name] = given[name]  # type: ignore[assignment]
