@@ -317,8 +317,14 @@ class Modes:
 
     @contextmanager
     def restored(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Restore the recorded modes and `tensors` in the context, the present ones after it."""
+        """Restore the recorded modes and `tensors` in the context, the present ones after it.
+
+        Buffers then also have the values of before, as a norm's running statistics must count a
+        forward pass once.
+        """
         modules = [] if self.root is None else list(self.root.modules())
+        buffers = [] if self.root is None else list(self.root.buffers())
+        values = [buffer.clone() for buffer in buffers]
         now = [(module, dict(vars(module))) for module in modules]
         other = [_given(module) for module in modules]
         try:
@@ -332,6 +338,10 @@ class Modes:
             for (module, former), given in zip(now, other, strict=True):
                 module.training = former["training"]
                 _give(module, given)
+            with torch.no_grad():
+                for buffer, value in zip(buffers, values, strict=True):
+                    if not torch.equal(buffer, value):  # torch's norms don't count their changes
+                        buffer.copy_(value)
             for number, name in self.names:
                 former = now[number][1]
                 if name in former:
