@@ -12,9 +12,13 @@ from hpcgnn.errors import InputError
 from hpcgnn.models.build import build_model
 from hpcgnn.models.demands import EDGE_READERS, Content, content_of, has_neighbours, note
 from hpcgnn.models.settings import ModelSettings
+from hpcgnn.models.unread import note_on_layers
+from hpcgnn.nn import GATConv, GCNConv, GINEConv, MessagePassing, RGCNConv, SAGEConv
+from hpcgnn.tasks import MultiClass
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.optimisation import configure
+from hpcgnn.train.trainer import Trainer
 from tests.graphs import distribute, random_graph
 
 EVERYTHING = Content(
@@ -47,6 +51,31 @@ def test_one_note_names_unused_inputs_and_how_to_silence_it():
     )
     assert not EVERYTHING.unused(ModelSettings(ignore="weights,edge-features,relations,types"))
     assert Content(False, 0, False, False, True, False).unused(settings) == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "unread"),
+    [
+        ([SAGEConv(2, 2)], "edge weights, edge features and relations"),
+        ([torch.nn.Sequential(GCNConv(2, 2)), SAGEConv(2, 2)], "edge features and relations"),
+        ([GATConv(2, 2)], "edge weights, edge features and relations"),
+        ([GATConv(2, 2, edge_dim=2), RGCNConv(2, 2, 2)], "edge weights"),
+        ([GINEConv(torch.nn.Linear(2, 2)), GCNConv(2, 2), RGCNConv(2, 2, 2)], ""),
+        ([SAGEConv(2, 2), MessagePassing()], ""),  # which may read anything
+        ([torch.nn.Linear(2, 2)], ""),
+    ],
+)
+def test_layers_of_a_user_s_model_that_read_no_edge_data_are_named(layers, unread):
+    said = note_on_layers(EVERYTHING, torch.nn.ModuleList(layers))
+    assert said.removeprefix("note: ").partition(" of the graph are not read")[0] == unread
+    assert note_on_layers(Content(False, 0, False, True, True, False), layers[0]) == ""
+
+
+@pytest.mark.mpi
+def test_trainer_names_edge_data_that_the_model_does_not_read(comm, shared_path, capsys):
+    Trainer(rich(comm), SAGEConv(5, 3), MultiClass(3), run_dir=shared_path)
+    said = "edge weights, edge features and relations of the graph are not read by the model's"
+    assert (said in capsys.readouterr().out) == (comm.rank == 0)
 
 
 @pytest.mark.parametrize("value", ["weight", "", "weights,", "none,weights"])

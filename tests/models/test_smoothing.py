@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpcgnn.errors import InputError
 from hpcgnn.models.smoothing import correct_and_smooth, label_propagation, propagate
 from tests.graphs import Whole, collect, distribute, local, random_graph
 
@@ -89,18 +90,28 @@ def test_correct_and_smooth(comm, whole):
 
 
 @mpi
-def test_same_results_as_pytorch_geometric(comm, whole):
-    """PyTorch Geometric's agrees on graphs without self-loops and parallel edges."""
+@pytest.mark.parametrize("weighted", [False, True])
+def test_same_results_as_pytorch_geometric(comm, whole, weighted):
+    """PyTorch Geometric's agrees on graphs without self-loops and parallel edges.
+
+    It takes weights after their normalisation.
+    """
     models = pytest.importorskip("torch_geometric.nn")
     once = np.unique(
         np.stack([whole.target, whole.source])[:, whole.source != whole.target], axis=1
     )
     whole.target, whole.source = once
+    weight = None
+    if weighted:
+        whole.weight = np.random.default_rng(1).uniform(0.1, 3, once.shape[1]).astype(np.float32)
+        normed = pytest.importorskip("torch_geometric.nn.conv.gcn_conv").gcn_norm
+        given = torch.from_numpy(whole.weight)
+        _, weight = normed(whole.edge_index, given, whole.num_nodes, add_self_loops=False)
     _, mask = known(whole)
     edge_index = whole.edge_index
     theirs = models.LabelPropagation(num_layers=6, alpha=0.8)
     labels = torch.from_numpy(whole.labels).clamp(min=0)
-    expected = theirs(labels, edge_index, mask)
+    expected = theirs(labels, edge_index, mask, edge_weight=weight)
     graph = distribute(whole, comm)
     mine = graph.train_mask
     found = label_propagation(graph, mine, 3, alpha=0.8, steps=6, normalisation="DAD")
@@ -109,8 +120,8 @@ def test_same_results_as_pytorch_geometric(comm, whole):
 
     soft = torch.randn(60, 3, generator=torch.manual_seed(1)).softmax(1)
     theirs = models.CorrectAndSmooth(9, 0.8, 9, 0.7, autoscale=True)
-    corrected = theirs.correct(soft, labels[mask], mask, edge_index)
-    expected = theirs.smooth(corrected, labels[mask], mask, edge_index)
+    corrected = theirs.correct(soft, labels[mask], mask, edge_index, weight)
+    expected = theirs.smooth(corrected, labels[mask], mask, edge_index, weight)
     smoothed = correct_and_smooth(
         graph, local(graph, soft), mine, correct_alpha=0.8, smooth_alpha=0.7, steps=9
     )
@@ -132,6 +143,14 @@ def test_same_results_as_pytorch_geometric_on_directed_graphs(comm):
     graph = distribute(whole, comm)
     found = label_propagation(graph, graph.train_mask, 3, alpha=0.9, steps=8, normalisation="DAD")
     torch.testing.assert_close(collect(graph, found), expected, rtol=1e-4, atol=1e-6)
+
+
+@mpi
+def test_weights_that_can_not_be_normalised_are_refused(comm, whole):
+    whole.weight = np.full(len(whole.source), -1, np.float32)
+    graph = distribute(whole, comm)
+    with pytest.raises(InputError, match="do not sum to a finite number above 0"):
+        label_propagation(graph, graph.train_mask, 3, steps=1)
 
 
 @mpi

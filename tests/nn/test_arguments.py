@@ -105,8 +105,9 @@ def test_wrong_inputs_are_refused_by_every_layer(graph, name):
     with pytest.raises(InputError, match=r"called as layer\(graph, x\)"):
         layer(graph.features, graph)
     if name not in ("appnp", "messages", "gin", "dagnn"):
-        with pytest.raises(InputError, match=r"weights in float16, .* call model.float\(\)"):
-            layer.half()(graph, torch.randn(n, WIDTH).half())
+        for dtype in (torch.float16, torch.bfloat16):
+            with pytest.raises(InputError, match=r"weights in b?float16, .* call model.float\(\)"):
+                layer.to(dtype)(graph, torch.randn(n, WIDTH).to(dtype))
 
 
 def test_wrong_widths_are_refused_in_one_line(graph):

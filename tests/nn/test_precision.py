@@ -31,7 +31,7 @@ LAYERS = {
 MESSAGES = {
     "transformer": lambda: nn.TransformerConv(16, 6, heads=2, edge_dim=2),
     "gine": lambda: nn.GINEConv(nn.Linear(16, 12), edge_dim=2),
-    "pna": lambda: nn.PNAConv(16, 12, ["mean", "std"], ["amplification"], torch.ones(9)),
+    "pna": lambda: nn.PNAConv(16, 12, ["mean", "std"], ["amplification"], torch.ones(9), 2),
     "rgat": lambda: nn.RGATConv(16, 6, 3, heads=2),
     "gen": lambda: nn.GENConv(16, 12, norm="layer"),
 }
@@ -41,6 +41,7 @@ GRAPHS = {
     "gatv2 edges": EDGES,
     "transformer": EDGES,
     "gine": EDGES,
+    "pna": EDGES,
     "rgcn": {"num_relations": 3},
     "rgat": {"num_relations": 3},
 }

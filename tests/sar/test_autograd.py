@@ -14,11 +14,13 @@ import torch
 
 import hpcgnn
 from hpcgnn import nn
-from hpcgnn.nn.linear import _DenseLinear
+from hpcgnn.errors import InputError
+from hpcgnn.nn.linear import _AddedProduct, _DenseLinear
 from hpcgnn.nn.norm import _LayerNorm
 from hpcgnn.sar.aggregation import neighbour_sum
 from hpcgnn.sar.autograd import _Refusal, first_order, is_own, is_spare, last_saved
 from hpcgnn.sar.pairs import NodePairs, pair_values
+from hpcgnn.storage.read.load import sparse_rows
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -71,7 +73,8 @@ def test_every_function_refuses_second_derivatives():
                 if isinstance(value, type) and issubclass(value, torch.autograd.Function):
                     functions.add(value)
     functions -= {_Refusal, torch.autograd.Function}
-    functions -= {_DenseLinear, _LayerNorm}  # these have second derivatives, see test_hubs.py
+    # These have second derivatives, see test_hubs.py.
+    functions -= {_DenseLinear, _AddedProduct, _LayerNorm}
     assert len(functions) >= 12
     assert all(hasattr(function.backward, "__wrapped__") for function in functions), functions
 
@@ -258,6 +261,22 @@ def test_a_graph_first_seen_in_inference_mode_trains(graph, name):
     with torch.inference_mode():
         layer(graph, torch.ones(graph.num_local_nodes, WIDTH))
     layer(graph, torch.ones(graph.num_local_nodes, WIDTH, requires_grad=True)).sum().backward()
+
+
+def test_sparse_features_changed_in_place_are_refused(graph):
+    """Backward reads their transpose, a copy."""
+    values, pointers = (
+        graph.features.numpy(),
+        np.arange(0, WIDTH * graph.num_local_nodes + 1, WIDTH),
+    )
+    columns = np.tile(np.arange(WIDTH), graph.num_local_nodes)
+    sparse = replace(graph, features=sparse_rows(pointers, columns, values.ravel(), WIDTH))
+    for layer in (nn.SAGEConv(WIDTH, 2), nn.GATConv(WIDTH, 2)):
+        layer(sparse, sparse.features).sum().backward()
+    sparse.features.block.weight.mul_(2)
+    for layer in (nn.SAGEConv(WIDTH, 2), nn.GATConv(WIDTH, 2)):
+        with pytest.raises(InputError, match="sparse features were changed in place"):
+            layer(sparse, sparse.features)
 
 
 def test_cached_sums_do_not_keep_replaced_features_alive(graph):

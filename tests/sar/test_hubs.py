@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hpcgnn import kernels, nn
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
+from hpcgnn.nn.linear import add_product
 from hpcgnn.sar import hubs, message_pass, pairs
 from hpcgnn.sar.aggregation import neighbour_max, neighbour_sum
 from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
@@ -101,7 +102,18 @@ ROWS = {
     "wide linear": lambda: nn.Linear(64, 40),
     "layer norm": lambda: nn.LayerNorm(16),
     "sage": lambda: nn.SAGEConv(16, 2),
+    "sage max": lambda: nn.SAGEConv(16, 2, aggr="max"),
+    "wide sage": lambda: nn.SAGEConv(16, 20),
     "gcn": lambda: nn.GCNConv(16, 2),
+    "wide gcn": lambda: nn.GCNConv(16, 20),
+    "gat": lambda: nn.GATConv(16, 2, residual=True),
+    "gatv2": lambda: nn.GATv2Conv(16, 2),
+    "sgc": lambda: nn.SGConv(16, 2, 2),
+    "dagnn": lambda: nn.AdaptiveDepth(16, 2),
+    "pna": lambda: nn.PNAConv(16, 2, ["mean", "max"], ["identity", "linear"], torch.ones(9)),
+    "gen": lambda: nn.GENConv(16, 2, norm="layer"),
+    "batch": lambda: nn.BatchNorm(16),
+    "graph norm": lambda: nn.GraphNorm(16),
     "gin": lambda: nn.GINConv(torch.nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3))),
     "rgcn": lambda: nn.RGCNConv(16, 2, 1),
     "rgat": lambda: nn.RGATConv(16, 2, 1, mod="scaled"),
@@ -130,6 +142,11 @@ def test_weights_of_very_many_equal_rows_stay_exact(comm, name):
             assert float((grad - exact[parameter]).abs().max()) < 1e-5 * scale, parameter
 
 
+def added(layer: torch.nn.Linear, x: Tensor) -> Tensor:
+    start_NG = layer.bias.expand(len(x), -1).clone()
+    return add_product(start_NG, x, layer.weight)
+
+
 def test_dense_layers_of_many_rows_can_be_differentiated_twice():
     for ours, torchs in ((nn.Linear(4, 3), torch.nn.Linear(4, 3)), (nn.LayerNorm(4),) * 2):
         torchs.load_state_dict(ours.state_dict())
@@ -146,6 +163,7 @@ def test_dense_layers_of_many_rows_can_be_differentiated_twice():
             expected = second(ours, super(nn.LayerNorm, ours).forward)
         else:
             found, expected = second(ours, ours), second(torchs, torchs)
+            torch.testing.assert_close(second(torchs, partial(added, torchs)), expected)
         torch.testing.assert_close(found, expected)
 
 

@@ -182,7 +182,11 @@ def test_smoothing_uses_training_labels(comm, trained):
     found = trained()
     with pytest.raises(InputError, match=r"--correct-and-smooth reads .* but this graph has none"):
         predict(comm, found, smooth=True, **BARE)
+    numbers = replace(distribute(WHOLE, comm), graph_fingerprint="0" * 16)
+    numbers = replace(numbers, labels=torch.rand(numbers.num_local_nodes))
     path, checkpoint = found
+    with pytest.raises(InputError, match=r"--correct-and-smooth reads .* but this graph has none"):
+        Predictor(numbers, checkpoint, path, any_graph=True).run(smooth=True)
     older = path, replace(checkpoint, task={})
     assert torch.equal(predict(comm, older)[0], predict(comm, found)[0])
     for task in ({"num_outputs": 1 << 40}, {"num_outputs": "3"}, {"metric": "luck"}):

@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.models.demands import content_of
+from hpcgnn.nn import gcn
 from hpcgnn.sar.aggregation import in_degrees, neighbour_sum
 from hpcgnn.sar.checks import check_rows
 
@@ -25,23 +27,30 @@ def propagate(
     """Return `start` after `steps` times `y <- clamp(alpha S y + (1 - alpha) start)`; collective.
 
     Args:
-        normalisation: `DAD` for S = D^-1/2 A D^-1/2, `DA` for D^-1 A, `AD` for A D^-1. D counts
-            in-edges, and 1 / 0 is taken as 0, as in PyTorch Geometric: with `DAD` and `AD`, nothing
-            spreads from a node without in-edges of a directed graph.
+        normalisation: `DAD` for S = D^-1/2 A D^-1/2, `DA` for D^-1 A, `AD` for A D^-1. A holds the
+            graph's edge weights, D sums those of in-edges, and 1 / 0 is taken as 0, as in PyTorch
+            Geometric: with `DAD` and `AD`, nothing spreads from a node without in-edges of a
+            directed graph.
+
+    Raises:
+        InputError: the weights into a node sum to less than 0 or cancel out.
     """
-    degree_N1 = in_degrees(graph)[:, None]
+    weighted = content_of(graph).weights
+    if weighted:
+        gcn.normalisation(graph, None)  # refuses sums without an inverse
+    degree_N1 = in_degrees(graph, weighted=weighted)[:, None]
     if normalisation not in ("DAD", "DA", "AD"):
         raise InputError("normalisation must be DAD, DA or AD", value=normalisation)
     check_rows(graph, start_NY, who="label propagation")
-    at_least_N1 = degree_N1.clamp(min=1)
-    inverse_N1 = at_least_N1.rsqrt() if normalisation == "DAD" else 1 / at_least_N1
+    divisor_N1 = torch.where(degree_N1 > 0, degree_N1, 1.0)
+    inverse_N1 = divisor_N1.rsqrt() if normalisation == "DAD" else 1 / divisor_N1
     scale_N1 = torch.where(degree_N1 > 0, inverse_N1, 0.0)
     before = None if normalisation == "DA" else scale_N1
     after = None if normalisation == "AD" else scale_N1
     y_NY = start_NY
     for _ in range(steps):
         x_NY = y_NY if before is None else y_NY * before
-        x_NY = neighbour_sum(graph, x_NY, weighted=False)
+        x_NY = neighbour_sum(graph, x_NY, weighted=weighted)
         x_NY = x_NY if after is None else x_NY * after
         y_NY = (alpha * x_NY + (1 - alpha) * start_NY).clamp(low, high)
     return y_NY

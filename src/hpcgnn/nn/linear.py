@@ -122,6 +122,14 @@ def times(x_NF: Tensor, weight_FG: Tensor) -> Tensor:
     return x_NF @ weight_FG
 
 
+def add_product(y_NG: Tensor, x_NF: Tensor, weight_GF: Tensor) -> Tensor:
+    """Add `x W^T` to `y`, in place, with a gradient that stays exact over very many rows."""
+    if not weight_GF.requires_grad or not exceeds_chunk(x_NF, weight_GF):
+        return y_NG.addmm_(x_NF, weight_GF.t())
+    found: Tensor = _AddedProduct.apply(y_NG, x_NF, weight_GF)
+    return found
+
+
 def _dense(x_NF: Tensor, weight_GF: Tensor, bias_G: Tensor | None = None) -> Tensor:
     """Apply `functional.linear` with gradients that stay exact over very many rows."""
     if has_torch_function((x_NF, weight_GF)):  # also when tracing a message's weights
@@ -146,15 +154,36 @@ class _DenseLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_NF, weight_GF = ctx.saved_tensors
         (grad_NG,), (of_x, of_weight, of_bias) = grads, ctx.needs_input_grad
-        grad_x = grad_NG @ weight_GF if of_x else None
-        grad_weight = None
-        if of_weight and torch.is_grad_enabled():  # for double backward
-            grad_weight = grad_NG.t() @ x_NF
-        elif of_weight:
-            grad_weight = product_of_rows(grad_NG, x_NF).to(weight_GF.dtype)
-        return grad_x, grad_weight, grad_NG.sum(0) if of_bias else None
+        x_NF, weight_GF = ctx.saved_tensors
+        parts = _of_factors(x_NF, weight_GF, grad_NG, of_x, of_weight)
+        return *parts, grad_NG.sum(0) if of_bias else None
+
+
+class _AddedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y_NG: Tensor, x_NF: Tensor, weight_GF: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NF, weight_GF)
+        ctx.mark_dirty(y_NG)
+        return y_NG.addmm_(x_NF, weight_GF.t())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_NG,), (_, of_x, of_weight) = grads, ctx.needs_input_grad
+        x_NF, weight_GF = ctx.saved_tensors
+        return grad_NG, *_of_factors(x_NF, weight_GF, grad_NG, of_x, of_weight)
+
+
+def _of_factors(
+    x_NF: Tensor, weight_GF: Tensor, grad_NG: Tensor, of_x: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of x and W from that of `x W^T`."""
+    grad_x = grad_NG @ weight_GF if of_x else None
+    if not of_weight:
+        return grad_x, None
+    if torch.is_grad_enabled():  # for double backward
+        return grad_x, grad_NG.t() @ x_NF
+    return grad_x, product_of_rows(grad_NG, x_NF).to(weight_GF.dtype)
 
 
 class _ConstantLinear(torch.autograd.Function):

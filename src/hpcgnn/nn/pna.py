@@ -152,8 +152,9 @@ class PNAConv(torch.nn.Module):
             sources.append(linear(rows, first.weight[:, width : 2 * width]))
             if self.edge_encoder is not None and self.edge_encoder.bias is not None:
                 part = first.weight[:, 2 * width :]
-                edges.append(self.edge_encoder.weight.t() @ part.t())
-                targets[-1] = targets[-1] + part @ self.edge_encoder.bias
+                with torch.autocast(rows.device.type, enabled=False):  # as messages are computed
+                    edges.append(self.edge_encoder.weight.t() @ part.t())
+                    targets[-1] = targets[-1] + part @ self.edge_encoder.bias
         edge = torch.cat(edges, dim=1) if edges else None
         return torch.cat(sources, dim=1), torch.cat(targets, dim=1), edge
 

@@ -14,7 +14,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.checks import HALF_PRECISION, sum_type
 from hpcgnn.nn.dropout import rectified
 from hpcgnn.nn.layer import check_keywords
-from hpcgnn.nn.linear import Linear, NodeFeatures, narrows_first, projected
+from hpcgnn.nn.linear import Linear, NodeFeatures, add_product, narrows_first, projected
 from hpcgnn.sar import products
 from hpcgnn.sar.aggregation import (
     first_sum,
@@ -102,7 +102,7 @@ class SAGEConv(torch.nn.Module):
         y_NF, bias_G = self._neighbours(graph, sources_NF, then)
         if self.lin_r is not None:
             if isinstance(x, Tensor) and product_type(x.device) is None:
-                y_NF.addmm_(x, self.lin_r.weight.t())
+                y_NF = add_product(y_NF, x, self.lin_r.weight)
             else:
                 y_NF = y_NF.add_(projected(x, self.lin_r.weight))
         if then is not None:

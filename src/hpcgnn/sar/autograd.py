@@ -1,4 +1,4 @@
-"""Tools for autograd functions: one derivative only, memory reuse, captured tensors and modes."""
+"""Tools for autograd functions: one derivative only, gradients of parts, memory reuse."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 Backward = Callable[..., Any]
-_LEAVES = {bool, int, float, str, type(None), type(Ellipsis), torch.dtype, torch.device}
 
 
 def first_order(backward: Backward) -> Backward:
@@ -200,125 +196,3 @@ class _Counted(torch.autograd.Function):
 def _holders_of_saved(x: Tensor) -> Holders:
     """Return the counts as `is_spare` does, with equally many references to x."""
     return _holders((x,))
-
-
-def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Return `tree_map_only(Tensor, function, value)`, much faster for the usual arguments."""
-    kind = type(value)
-    if isinstance(value, Tensor):
-        return function(value)
-    if kind is tuple or kind is list:
-        return kind([on_tensors(function, part) for part in value])
-    if kind is dict:
-        return {name: on_tensors(function, part) for name, part in value.items()}
-    return value if kind in _LEAVES else tree_map_only(Tensor, function, value)
-
-
-class Finder(TorchFunctionMode):
-    """A mode, without autograd, that collects tensors that need gradients and aren't `known`."""
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._known = {id(tensor) for tensor in known}
-        self.found: dict[int, Tensor] = {}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        on_tensors(self._see, (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _see(self, tensor: Tensor) -> Tensor:
-        if tensor.requires_grad and id(tensor) not in self._known:
-            self.found[id(tensor)] = tensor
-        return tensor
-
-
-class Replacer(TorchFunctionMode):
-    """A mode that replaces the given tensors by detached leaves."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        self._leaf = {id(t): leaf for t, leaf in zip(tensors, self.leaves, strict=True)}
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if self._leaf:
-            args, kwargs = on_tensors(self._swap, (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _swap(self, tensor: Tensor) -> Tensor:
-        return self._leaf.get(id(tensor), tensor)
-
-
-class Called:
-    """A context that records which modules are called, and whether each is in training mode."""
-
-    def __init__(self) -> None:
-        self._training: dict[torch.nn.Module, bool] = {}
-
-    def __enter__(self) -> Called:
-        self._hook = register_module_forward_pre_hook(self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hook.remove()
-
-    def _note(self, module: torch.nn.Module, inputs: object) -> None:
-        self._training.setdefault(module, module.training)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Restore the recorded training modes within the context, and the present ones after it."""
-        now = [(module, module.training) for module in self._training]
-        try:
-            for module, training in self._training.items():
-                module.training = training
-            yield
-        finally:
-            for module, training in now:
-                module.training = training
-
-
-@dataclass(frozen=True)
-class Modes:
-    """The training modes of all modules under `root`, and the names of their tensor attributes."""
-
-    root: torch.nn.Module | None
-    training: tuple[bool, ...]
-    names: tuple[tuple[int, str], ...]
-
-    @classmethod
-    def of(cls, root: torch.nn.Module | None) -> tuple[Modes, list[Tensor]]:
-        """Return the present modes, and the tensors of `names`, for autograd to hold."""
-        modules = [] if root is None else list(root.modules())
-        names, tensors = [], []
-        for number, module in enumerate(modules):
-            for name, value in vars(module).items():
-                if isinstance(value, Tensor):
-                    names.append((number, name))
-                    tensors.append(value)
-        return cls(root, tuple(m.training for m in modules), tuple(names)), tensors
-
-    @contextmanager
-    def restored(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Restore the recorded modes and `tensors` in the context, the present ones after it."""
-        modules = [] if self.root is None else list(self.root.modules())
-        now = [(module, dict(vars(module))) for module in modules]
-        try:
-            for module, training in zip(modules, self.training, strict=True):
-                module.training = training
-            for (number, name), tensor in zip(self.names, tensors, strict=True):
-                vars(modules[number])[name] = tensor
-            yield
-        finally:
-            for module, former in now:
-                module.training = former["training"]
-            for number, name in self.names:
-                former = now[number][1]
-                if name in former:
-                    vars(modules[number])[name] = former[name]
-                else:
-                    vars(modules[number]).pop(name, None)

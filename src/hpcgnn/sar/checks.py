@@ -8,6 +8,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows, SparseRows
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.checks import HALF_PRECISION
 
 
 def check_rows(
@@ -70,9 +71,10 @@ def check_features(
         if like is not None and {x.dtype, like.dtype} == {torch.float32, torch.float64}:
             names = f"{x.dtype}, the weights are {like.dtype}".replace("torch.", "")
             raise InputError(f"{who}: is {names}; call x.to(weight.dtype)")
-    if like is not None and like.dtype == torch.float16 and like.device.type == "cpu":
+    if like is not None and like.dtype in HALF_PRECISION and like.device.type == "cpu":
+        name = str(like.dtype).removeprefix("torch.")
         raise InputError(
-            f"{who}: has weights in float16, which no layer supports on a CPU; call "
+            f"{who}: has weights in {name}, which layers don't support on a CPU; call "
             "model.float(), and torch.autocast with bfloat16, or --precision bf16, for less memory"
         )
     if len(shape) != 2 or width not in (-1, shape[1]):

@@ -20,7 +20,8 @@ from hpcgnn.kernels.block import Block
 from hpcgnn.sar import reductions
 from hpcgnn.sar.aggregation import in_degrees
 from hpcgnn.sar.attention import halo_ids
-from hpcgnn.sar.autograd import Finder, Modes, Replacer, gradients
+from hpcgnn.sar.autograd import gradients
+from hpcgnn.sar.captured import Finder, Modes, Replacer
 from hpcgnn.sar.hubs import MANY, HubRows, Returned, RowSums, Totals, often
 from hpcgnn.sar.reductions import Reduction
 from hpcgnn.sar.stream import (

@@ -23,6 +23,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.kernels.checks import HALF_PRECISION
 from hpcgnn.sar.attention import AttentionSettings, exchange_halo_ids
 from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.captured import Originals
 from hpcgnn.sar.checks import check_edge_rows, check_rows
 from hpcgnn.sar.message_pass import MessagePass, MessageSettings
 from hpcgnn.sar.products import wire_type
@@ -113,10 +114,8 @@ class _Propagate(torch.autograd.Function):
         states = [reduction.state() for reduction in run.reductions]
         run.finder.found = {}
         ctx.run, ctx.num_parameters = run, num_parameters
-        # The same objects: with saved-tensor hooks autograd returns others with the same values.
         execution = run.graph.execution
-        hooked = execution.forgets or execution.kept is not None
-        ctx.objects = (used, attributes) if hooked else None
+        ctx.originals = Originals(used, attributes)
         groups = [list(used), attributes, kept, *states]
         ctx.sizes = [len(group) for group in groups]
         compared = (x_NF, y_NG, edges_ED) if {"max", "min"} & {*run.settings.aggr} else ()
@@ -134,7 +133,7 @@ class _Propagate(torch.autograd.Function):
             groups.append(rest[:size])
             rest = rest[size:]
         used, attributes, kept, *states = groups
-        used, attributes = ctx.objects or (used, attributes)
+        used, attributes = ctx.originals.of(used, attributes)
         run = copy(ctx.run)
         run.reductions = [copy(reduction) for reduction in run.reductions]
         for reduction, state in zip(run.reductions, states, strict=True):

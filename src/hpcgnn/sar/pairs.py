@@ -20,7 +20,8 @@ from torch import Tensor
 
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import FindPlaces
-from hpcgnn.sar.autograd import Called, Finder, Modes, Replacer, first_order, gradients
+from hpcgnn.sar.autograd import first_order, gradients
+from hpcgnn.sar.captured import Called, Finder, Modes, Originals, Replacer
 from hpcgnn.sar.checks import check_rows
 from hpcgnn.sar.hubs import MANY, RowSums, Totals, often
 from hpcgnn.sar.message_pass import add_to_rows
@@ -80,14 +81,15 @@ class _PairValues(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: _Run, x_NK: Tensor, *used: Tensor) -> Tensor:
-        ctx.run, run.finder.found = run, {}
+        ctx.run, run.finder.found, ctx.originals = run, {}, Originals(used)
         ctx.save_for_backward(x_NK, *used)
         return run.outcome.pop()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_NK, *used = ctx.saved_tensors
+        x_NK, *saved = ctx.saved_tensors
+        used, _ = ctx.originals.of(saved)
         with ctx.run.graph.comm.unfinished.within("backward of pairs"):
             return None, *ctx.run.backward(x_NK.detach(), used, grads[0])
 

@@ -17,7 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from hpcgnn.graph.features import NodeFeatures
 from hpcgnn.graph.partitioned import PartitionedGraph
-from hpcgnn.sar.autograd import Called, first_order
+from hpcgnn.sar.autograd import first_order
+from hpcgnn.sar.captured import Called
 
 _SAMPLE = 64
 

@@ -54,8 +54,10 @@ def check_known_labels(graph: PartitionedGraph, num_classes: int | None, reader:
         InputError: there are no labels, or one is of another class.
     """
     most = count = -1
-    if graph.labels is not None and graph.train_mask is not None and graph.labels.dim() == 1:
-        known = graph.labels[graph.train_mask & (graph.labels >= 0)]
+    labels = graph.labels
+    classes = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
+    if labels is not None and classes and graph.train_mask is not None:
+        known = labels[graph.train_mask & (labels >= 0)]
         count, most = len(known), int(known.max()) if len(known) else -1
     count, most = graph.ring.comm.allreduce(np.array([count, most]), "max", where="known labels")
     if count <= 0:

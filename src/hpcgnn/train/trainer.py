@@ -21,6 +21,8 @@ from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import HpcgnnError, InputError, NumericalError, say, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model
+from hpcgnn.models.demands import content_of
+from hpcgnn.models.unread import note_on_layers
 from hpcgnn.nn.buckets import GradientSums
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.system import now
@@ -152,6 +154,7 @@ class Trainer:
         self.learned = Learned(model, self.task.module)
         self.learned.to(self.device)
         self.learned.check(self.comm)
+        self._note_unread()
         self.parameters = self.learned.parameters()
         self.replicated = [p for p in self.parameters if not is_sharded(p)]
         self.sums = GradientSums(self.parameters, self.comm, config.device.gradient_sums)
@@ -174,6 +177,14 @@ class Trainer:
         self.journal, self.rank_journal = ending.open_journals(self)
         if self.journal is not None:
             self.store.before_writing = self.journal.sync
+
+    def _note_unread(self) -> None:
+        """Name the graph's data that a user's model does not read; collective."""
+        if isinstance(self.model, Model):
+            return  # `train` names it, with the option that hides the note
+        note = note_on_layers(content_of(self.graph), self.model)
+        if note and self.comm.rank == 0:
+            say(note)
 
     def _made_call(self) -> ModelCall:
         if isinstance(self.model, Model):

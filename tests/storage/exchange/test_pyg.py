@@ -80,6 +80,14 @@ def test_a_round_trip_keeps_everything(tmp_path, capfd):
     there_and_back(back, tmp_path, compress=True)
 
 
+def test_sets_of_nodes_of_another_name_are_named(tmp_path, capfd):
+    mask = torch.tensor([True, False, False])
+    data = pyg.Data(edge_index=torch.tensor([[0], [1]]), num_nodes=3, validation_mask=mask)
+    hpcgnn.from_pyg(data, tmp_path / "g.h5")
+    said = "validation_mask looks like the valid set of the nodes: val_mask is read"
+    assert said in capfd.readouterr().err
+
+
 def test_edges_in_any_order_are_the_same_graph(tmp_path):
     data, order = whole(), torch.randperm(E, generator=torch.Generator().manual_seed(1))
     turned = data.clone()

@@ -107,6 +107,10 @@ def test_options_resolve_ambiguous_labels_and_first_lines(convert, refused, tmp_
         assert "line 1: looks like the sizes of the graph" in refused(path, *columns)
         assert convert(path, "--skip-lines", 1, *columns).counts.num_edges == 3
         assert convert(path, "--skip-lines", 0, *columns).counts.num_edges == 4
+    both = text(
+        tmp_path / "b.txt", "4 3\n" + "".join(f"{k} {k + 1}\n{k + 1} {k}\n" for k in range(3))
+    )
+    assert "since 6 edges follow" in refused(both)
     path = text(tmp_path / "s.txt", "6 6 5\n0 1\n1 2\n")
     assert "line 2: has 2 columns, but the first line has 3" in refused(path, "--columns", "1,2")
 

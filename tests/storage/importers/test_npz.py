@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from hpcgnn import from_scipy
+from hpcgnn.errors import InputError
+
 N = 9
 MATRIX = sp.random_array((N, N), density=0.3, format="csr", rng=np.random.default_rng(4))
 FEATURES = sp.random_array((N, 5), density=0.4, format="csr", rng=np.random.default_rng(5))
@@ -94,6 +97,24 @@ def test_pairs_with_edge_features_types_and_several_labels(convert, tmp_path):
     assert (graph.nodes.type == kinds).all()
     assert graph.nodes.typed_features[1].tolist() == [[3] * 3] * 2
     assert (graph.nodes.original_ids == np.arange(N) * 10).all()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_pyg_s_names_of_edge_columns_with_or_without_a_second_dimension(convert, tmp_path, wide):
+    pairs, weight, kinds = np.array([[0, 1], [1, 2]]), np.array([0.5, 2]), np.array([1, 0])
+    form = (2, 1) if wide else (2,)
+    columns = {"edge_weight": weight.reshape(form), "edge_attr": 3 * weight.reshape(form)}
+    graph = convert(save(tmp_path / "g.npz", edge_index=pairs, edge_type=kinds, **columns))
+    assert graph.slab.weight.tolist() == [0.5, 2] and graph.slab.relation.tolist() == [1, 0]
+    assert graph.slab.edge_features.tolist() == [[1.5], [6]] and graph.counts.num_relations == 2
+
+
+def test_false_entries_of_a_boolean_matrix_are_no_edges(refused, tmp_path):
+    matrix = sp.csr_array(([True, False], ([0, 1], [1, 2])), shape=(3, 3))
+    sp.save_npz(tmp_path / "g.npz", matrix)
+    assert "data: stores entries that are False" in refused(tmp_path / "g.npz")
+    with pytest.raises(InputError, match="stores entries that are False"):
+        from_scipy(matrix, tmp_path / "g.h5")
 
 
 def test_empty_columns(convert, tmp_path):

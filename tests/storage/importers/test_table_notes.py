@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import networkx as nx
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -144,6 +146,34 @@ def test_errors_in_graphml_name_the_node(refused, tmp_path):
     path = tmp_path / "g.graphml"
     write(path, f'<graphml>{keys}<graph edgedefault="directed">{nodes}{edges}</graph></graphml>')
     assert "node bob, x: is missing" in refused(path, "--features", "x")
+
+
+def test_attributes_of_graphml_called_id_or_source_do_not_replace_its_own(made, tmp_path, capfd):
+    """As igraph stores the former names of nodes."""
+    graph = nx.DiGraph()
+    for k in range(3):
+        graph.add_node(f"n{k}", id=f"n{2 - k}", y=k)
+    graph.add_edge("n0", "n1", source="n2", target="n0")
+    nx.write_graphml(graph, tmp_path / "g.graphml")
+    with GraphFile(made(tmp_path / "g.graphml", "--label", "y")) as found:
+        slab, nodes = found.read_rows(0, 3), found.read_nodes(0, 3)
+        names = found.names.texts(0, 3)
+    target = int(np.argmax(np.diff(slab.indptr)))
+    assert (names[slab.indices[0]], names[target]) == ("n0", "n1")
+    assert dict(zip(names, nodes.labels.tolist(), strict=True)) == {"n0": 0, "n1": 1, "n2": 2}
+    said = capfd.readouterr().err
+    assert "attributes of the nodes called id are ignored" in said
+    assert "attributes of the edges called source and target are ignored" in said
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_graphml_with_several_graphs_is_refused(refused, made, tmp_path, inside):
+    """Only the first would be read, and none inside a node."""
+    one = '<graph edgedefault="directed"><node id="a"/><edge source="a" target="a"/></graph>'
+    both = one.replace('<node id="a"/>', f'<node id="a">{one}</node>') if inside else one + one
+    path = tmp_path / "g.graphml"
+    assert "holds several graphs" in refused(write(path, f"<graphml>{both}</graphml>"))
+    made(write(path, f"<graphml><!-- {one} -->{one}</graphml>"))
 
 
 @pytest.mark.parametrize(("edges", "said"), [("p,p\nq,q\n", True), ("p,p\nq,p\n", False)])

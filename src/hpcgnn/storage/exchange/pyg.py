@@ -27,6 +27,7 @@ from hpcgnn.storage.exchange.objects import (
     write,
 )
 from hpcgnn.storage.importers.listed_ids import ListedNames, like_ids
+from hpcgnn.storage.importers.npz import set_like
 from hpcgnn.storage.importers.source import Column, Source
 from hpcgnn.storage.importers.typed import TypedEdges, TypedNodes, join
 from hpcgnn.storage.read.graph_file import GraphFile, GraphSlab
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
 
 _STRUCTURE = ("edge_index", "adj_t", "adj", "num_nodes", "num_relations", *EDGE_NAMES)
+_SET_NAMES = {part: name for name, part in MASKS.items()}
 _TAKEN = {*NODE_NAMES, *EDGE_NAMES, "edge_index", "num_nodes"}
 
 
@@ -184,7 +186,7 @@ def _node_arrays(
         ids: name of what names the nodes, which becomes `original_ids`.
         kind: the type of the nodes, if there are several.
     """
-    arrays, others, replaced = {}, [], []
+    arrays, others, replaced, notes = {}, [], [], []
     for name in store.keys() if callable(store.keys) else store.keys:
         if name in _STRUCTURE or store[name] is None:
             continue
@@ -202,7 +204,13 @@ def _node_arrays(
             arrays[name] = array
         else:
             others.append(name)
-    notes = [f"ignored, as they are not of the nodes: {', '.join(others)}"] if others else []
+        part = set_like(name, array, count) if isinstance(array, np.ndarray) else None
+        if part is not None and name not in MASKS:
+            notes.append(
+                f"{name} looks like the {part} set of the nodes: {_SET_NAMES[part]} is read"
+            )
+    if others:
+        notes.append(f"ignored, as they are not of the nodes: {', '.join(others)}")
     like = like_ids((*arrays, *others), kind)
     if like and IDS not in arrays:
         shown = repr({kind: like[0]} if kind else like[0])

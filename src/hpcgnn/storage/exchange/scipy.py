@@ -44,7 +44,8 @@ def from_scipy(
             named arrays.
 
     Raises:
-        InputError: `matrix` is not a square sparse matrix, or graph.h5 can't hold the data.
+        InputError: `matrix` is not a square sparse matrix, is boolean and stores an entry that is
+            False, or graph.h5 can't hold the data.
         OutputError: the file can't be written.
     """
     check_labels_as(labels_as)
@@ -54,6 +55,8 @@ def from_scipy(
         shape = getattr(matrix, "shape", type(matrix).__name__)
         raise InputError("must be a square sparse matrix of SciPy", value=shape)
     entries = matrix.tocoo()
+    if entries.data.dtype.kind == "b" and not entries.data.all():
+        raise InputError("stores entries that are False: call matrix.eliminate_zeros()")
     index = np.stack([entries.row, entries.col]).astype(np.int64)
     arrays = {}
     if weights and entries.data.dtype.kind != "b" and not (entries.data == 1).all():

@@ -47,9 +47,17 @@ def scipy_matrix(archive: Archive, options: ImportOptions) -> tuple[Column, Colu
 
 
 def weights_of(data: ArraySource, options: ImportOptions) -> Column | None:
-    """Return the values of a matrix as weights of the edges, or None if all are 1."""
+    """Return the values of a matrix as weights of the edges, or None if all are 1.
+
+    Raises:
+        InputError: a boolean matrix stores an entry that is False, and so no edge.
+    """
     check_dimensions(data, 1)
-    weighted = options.weights and data.dtype.kind != "b" and not _all_ones(data)
+    if data.dtype.kind == "b":
+        if not _all_ones(data):
+            raise data.error("stores entries that are False: call matrix.eliminate_zeros()")
+        return None
+    weighted = options.weights and not _all_ones(data)
     return data.column(options.limit) if weighted else None
 
 

@@ -135,7 +135,9 @@ class _SizeLine:
             self.largest = max(self.largest, int(ids[first:].max(initial=-1)))
 
     def check(self) -> None:
-        if self.count > 0 and self.count == self.edges and self.largest <= self.nodes:
+        both_ways = 2 * self.edges  # each edge may be listed in both directions, but counted once
+        fits = self.count in (self.edges, both_ways) and self.largest <= self.nodes
+        if self.count > 0 and fits:
             raise self.block.error(
                 self.number,
                 f"looks like the sizes of the graph, since {self.count} edges follow: use "

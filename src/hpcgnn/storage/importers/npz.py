@@ -6,14 +6,15 @@ Arrays that are read (plain numbers only; nothing is unpickled):
                                        from i to j, its value the weight unless all are 1
     edge_index or edges                [2, E] or [E, 2]: source and destination
     subject or head, relation, object or tail        [E] each; num_nodes, num_relations
-    weight [E], edge_features [E, D], edge_label [E] or [E, W], edge_split [E] of 0 .. 3
+    weight [E], relation [E], edge_features [E, D] or [E], edge_label [E] or [E, W], edge_split [E]
+                                       of 0 .. 3
     features [N, F], or feature_indptr, feature_indices, feature_data, feature_shape
     labels [N] or [N, T]; train, valid, test: indices, or masks [N] or [S, N]
     type [N], typed_features_<t> [N_t, F_t], original_ids [N]
     array_<name> [N] or [N, W]: kept as graph.nodes["<name>"]
-Other programs' names are recognised too: x, y, edge_weight, edge_attr, train_mask and val_mask of
-PyTorch Geometric, train_idx and val_idx, adj_indptr, adj_indices, adj_data and attr_indptr ... or
-adj_matrix.indptr ... of Shchur's graphs.
+Other programs' names are recognised too: x, y, edge_weight, edge_attr, edge_type, train_mask and
+val_mask of PyTorch Geometric, train_idx and val_idx, adj_indptr, adj_indices, adj_data and
+attr_indptr ... or adj_matrix.indptr ... of Shchur's graphs.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ _NAMES = {
     "edge_index": ("edges",),
     "head": ("subject",),
     "tail": ("object",),
+    "relation": ("edge_type",),
     "weight": ("edge_weight",),
     "features": ("x", "node_features", "feat", "feature", "node_feat", "attr_matrix"),
     "labels": ("y", "node_labels", "label", "node_label"),
@@ -269,7 +271,7 @@ def _edges(
     numbers.
     """
     ends, weight, number = _ends(members, options)
-    if options.weights and (given := _edge_column(members, "weight", (1,), options)) is not None:
+    if options.weights and (given := _edge_column(members, "weight", (1, 2), options)) is not None:
         if weight is not None:
             raise InputError(
                 "has both data and weight: store the weights once", file=members.archive.path
@@ -279,7 +281,7 @@ def _edges(
         ends,
         weight=weight,
         relation=_edge_column(members, "relation", (1,), options),
-        features=_edge_column(members, "edge_features", (2,), options),
+        features=_edge_column(members, "edge_features", (1, 2), options),
         labels=_edge_column(members, "edge_label", (1, 2), options),
         split=_edge_column(members, "edge_split", (1,), options),
     )

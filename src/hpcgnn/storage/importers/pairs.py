@@ -104,6 +104,8 @@ def _floats(values: np.ndarray | None, column: Column | None, ndim: int) -> np.n
         return None
     if values.ndim == 2 and ndim == 1 and values.shape[1] == 1:
         values = values[:, 0]
+    if values.ndim == 1 and ndim == 2:
+        values = values[:, None]
     if values.ndim != ndim or values.dtype.kind not in "biuf" or 0 in values.shape[1:]:
         raise column.error(f"must be numbers in {ndim} dimensions, one row per edge", values.shape)
     return values

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+from xml.etree.ElementTree import iterparse
 
 import pyarrow as pa
 
@@ -18,6 +20,7 @@ from hpcgnn.storage.importers.tables import source_of
 
 _EXPANSION = 60  # memory of a graph of Python objects, as a multiple of the XML file's size
 _ROWS = 1 << 14
+_GRAPH = re.compile(rb"<graph(?=[\s>/])")
 
 
 def read_xml(path: Path, options: ImportOptions) -> Source:
@@ -30,10 +33,10 @@ def read_xml(path: Path, options: ImportOptions) -> Source:
     if require(path).stat().st_size > most:
         raise _too_large(path)
     graph = _parse(path, most)
-    nodes = _columns(path, [{"id": name} | data for name, data in graph.nodes(data=True)], ("id",))
     ends = ("source", "target")
-    rows = [data | {"source": a, "target": b} for a, b, data in graph.edges(data=True)]
-    edges = _columns(path, rows, ends)
+    of_nodes = [(data, {"id": name}) for name, data in graph.nodes(data=True)]
+    of_edges = [(data, {"source": a, "target": b}) for a, b, data in graph.edges(data=True)]
+    nodes, edges = _columns(path, of_nodes, ("id",)), _columns(path, of_edges, ends)
     chosen = options.tables or TableOptions()
     chosen = replace(chosen, source="source", target="target", id="id", text_ids=True)
     source = source_of(
@@ -44,6 +47,12 @@ def read_xml(path: Path, options: ImportOptions) -> Source:
         options,
     )
     source.symmetrise = not graph.is_directed()
+    for what, rows in (("nodes", of_nodes), ("edges", of_edges)):
+        if hidden := sorted({name for data, named in rows for name in named if name in data}):
+            source.notes.append(
+                f"attributes of the {what} called {' and '.join(hidden)} are ignored: the file's "
+                f"own {' and '.join(hidden)} are read"
+            )
     return source
 
 
@@ -62,17 +71,20 @@ class _Bounded:
 
     def __init__(self, file: BinaryIO, path: Path, most: int) -> None:
         self._file, self._path, self._most, self._left = file, path, most, most
+        self.graphs, self._tail = 0, b""  # elements that may be graphs
 
     def seek(self, place: int) -> None:
         """Begin again, as networkx does if nothing shows that the file is GraphML."""
         self._file.seek(place)
-        self._left = self._most
+        self._left, self.graphs, self._tail = self._most, 0, b""
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(self._left + 1 if size < 0 else max(size, self._most - self._left))
         self._left -= len(data)
         if self._left < 0:
             raise _too_large(self._path)
+        self.graphs += len(_GRAPH.findall(self._tail + data))
+        self._tail = data[-len(b"<graph") :]
         return data
 
 
@@ -83,14 +95,38 @@ def _parse(path: Path, most: int) -> Any:
     read = nx.read_gexf if name.endswith(".gexf") else nx.read_graphml
     with open_binary(path) as file:
         try:
-            return read(_Bounded(file, path, most))
+            bounded = _Bounded(file, path, most)
+            graph = read(bounded)
+            if bounded.graphs > 1:
+                with open_binary(path) as again:
+                    _refuse_several(_Bounded(again, path, most), path)
+            return graph
         except InputError:
             raise
         except Exception as error:  # the library and the parser raise almost anything
             raise InputError(f"can't be read: {first_line(error)}", file=path) from None
 
 
-def _columns(path: Path, rows: list[dict[str, Any]], first: tuple[str, ...]) -> dict[str, pa.Array]:
+def _refuse_several(file: _Bounded, path: Path) -> None:
+    """Raise InputError for a second graph, or one inside a node, which networkx does not read."""
+    found = 0
+    for event, element in iterparse(cast(BinaryIO, file), ("start", "end")):
+        found += event == "start" and element.tag.rpartition("}")[2] == "graph"
+        if event == "end":
+            element.clear()
+    if found > 1:
+        raise InputError(
+            "holds several graphs, or graphs inside nodes: store one flat graph",
+            file=path,
+            value=found,
+        )
+
+
+def _columns(
+    path: Path, given: list[tuple[dict[str, Any], dict[str, Any]]], first: tuple[str, ...]
+) -> dict[str, pa.Array]:
+    """Return the columns of rows of (attributes, `first`); an attribute gives way to `first`."""
+    rows = [data | named for data, named in given]
     names = dict.fromkeys([*first, *(name for row in rows for name in row)])
     out = {}
     for name in names:
