@@ -34,6 +34,8 @@ def test_terminal_control_sequences_are_escaped(text, shown, capsys):
 def test_long_values_are_shortened():
     text = str(InputError("must be a number", value="9" * 5000))
     assert len(text) < 250 and text.startswith("must be a number (found '999")
+    error = InputError("must be a number", value=[1 << 20_000])  # Python doesn't print it
+    assert str(error) == "must be a number (found a list too long to print)"
 
 
 @pytest.mark.parametrize(

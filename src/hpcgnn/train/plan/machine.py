@@ -211,7 +211,7 @@ class _Table:
     def _get(self, name: str, kinds: type | tuple[type, ...], what: str) -> Any:
         value = self.content.get(name) if isinstance(self.content, dict) else None
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise InputError(f"{self.path}{name} must be {what}", value=str(value)[:80])
+            raise InputError(f"{self.path}{name} must be {what}", value=value)
         return value
 
     def table(self, name: str) -> _Table:
@@ -223,7 +223,10 @@ class _Table:
     def number(self, name: str, default: float | None = None) -> float:
         if default is not None and name not in self.content:
             return default
-        value = float(self._get(name, (int, float), "a number"))
+        try:
+            value = float(self._get(name, (int, float), "a number"))
+        except OverflowError:  # an integer of hundreds of digits
+            value = math.inf
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{self.path}{name} must be a number above 0", value=value)
         return value
