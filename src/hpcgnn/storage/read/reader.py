@@ -167,9 +167,9 @@ class Reader:
         found: list[dict[str, Any]] = []
 
         def visit(name: str, item: object) -> None:
+            _text(name)
             if name.count("/") > DEEPEST:  # the time of a walk grows with the square of the depth
                 raise ValueError(f"groups are nested more than {DEEPEST} deep")
-            _text(name)
             if isinstance(item, h5py.Dataset):
                 if item.chunks is not None:
                     check_declared(item, self.size, self.place(name))
