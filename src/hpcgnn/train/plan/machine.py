@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
-from hpcgnn.settings import parse_size, read_text
+from hpcgnn.settings import parse_size, parse_toml, read_text
 
 KERNELS = ("sum", "gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
 HEADS = 4  # of the attention kernels measured
@@ -154,7 +153,7 @@ def read_machine(name: str) -> Machine:
         path = folder() / f"{name}.toml"
     text = read_text(path)
     try:
-        content = tomllib.loads(text)
+        content = parse_toml(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not TOML: {error}", file=path) from None
     try:
