@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import pytest
 
@@ -34,6 +35,8 @@ def test_terminal_control_sequences_are_escaped(text, shown, capsys):
 def test_long_values_are_shortened():
     text = str(InputError("must be a number", value="9" * 5000))
     assert len(text) < 250 and text.startswith("must be a number (found '999")
+    error = InputError("must be a number", value=[1 << 20_000])  # Python doesn't print it
+    assert str(error) == "must be a number (found a list too long to print)"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,19 @@ def test_long_values_are_shortened():
 def test_too_many_open_files_are_reported_in_one_line_with_advice(error):
     failure = Failure.of(error)
     assert failure.status == 2 and not failure.trace and "ulimit -n" in failure.line
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"written \(No space left"),
+        (OSError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "No usable"),
+    ],
+)
+def test_a_full_disk_below_temporary_files_is_reported_in_one_line_with_advice(error, words):
+    failure = Failure.of(error)
+    assert failure.status == 2 and not failure.trace and "TMPDIR" in failure.line
+    assert re.search(words, failure.line)
 
 
 def test_threads_that_pyarrow_can_not_start_are_a_lack_of_memory():

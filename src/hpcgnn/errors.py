@@ -94,8 +94,15 @@ class HpcgnnError(Exception):
             where.append(f"rank {rank}")
         text = ": ".join([*where, " ".join(str(message).split())])
         if value is not None:
-            text += f" (found {shortened(repr(value))})"
+            text += f" (found {shortened(_shown(value))})"
         super().__init__(shortened(printable(text), _LONGEST))
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer too long to print, such as a settings file may hold in hex
+        return f"a {type(value).__name__} too long to print"
 
 
 class InputError(HpcgnnError):

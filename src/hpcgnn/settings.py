@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import re
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,8 @@ MOST_TEXT = 1 << 20  # bytes of a settings file
 HIGHEST = (1 << 31) - 1  # seed, as METIS accepts it
 LEAST_BUFFER = 4096  # bytes for remote rows
 DEFINING, TOLD, FREE = "defining", "told", "free"
+_WORD = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
+_LONG_KEY = re.compile(rf"(?:{_WORD}[ \t]*+\.[ \t]*+){{32}}")
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 Value = bool | int | float | str
@@ -172,6 +175,19 @@ def named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} occurs twice")
     return found
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the content of a TOML text.
+
+    Raises:
+        ValueError: it is not TOML, or has a key of too many words: `tomllib` takes the square of
+            their number.
+        RecursionError: arrays or tables are nested too deeply.
+    """
+    if _LONG_KEY.search(text):
+        raise ValueError("a key has more than 32 words with dots between")
+    return tomllib.loads(text)
 
 
 def read_text(path: Path) -> str:

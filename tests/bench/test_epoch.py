@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hpcgnn.bench import draw, job, output
+from hpcgnn.bench import draw, job, output, training
 from hpcgnn.bench import peer as peer_script
 from hpcgnn.bench.epoch import EpochSettings, compare_epochs, in_turns, standings
 from hpcgnn.bench.floor import demand_of
@@ -172,6 +172,17 @@ def test_an_unwritable_output_is_refused_before_anything_is_measured(tmp_path):
     with pytest.raises(InputError, match="is named for two outputs"):
         output.Outputs(tmp_path / "r.svg", tmp_path / "r.svg", force=False).check()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_that_leave_nothing_to_count_are_told(bench, graph, monkeypatch):
+    with pytest.raises(InputError, match="--options can't be divided into words: No closing"):
+        EpochSettings([Layout(1, 1)], 1, 1, options="--mode 'sa")
+    monkeypatch.setattr(Bench, "partitioned", lambda self, graph, ranks: graph)
+    monkeypatch.setattr(job, "ours", lambda *_: Ended("", None))
+    monkeypatch.setattr(training, "read_run", lambda *_: Training([1.0], [1.0]))
+    shape = ModelShape("sage", 1, 8, 1)
+    found = [training.Ours(bench, graph, shape, Layout(1, 1), n).train().problem for n in (1, 4)]
+    assert found == [None, "trained 1 of 4 epochs: see --options"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 
 from hpcgnn.bench import machine
 from hpcgnn.cli import bench, bench_machine
-from hpcgnn.errors import InputError, OutputError
+from hpcgnn.errors import InputError, OutputError, printable
 from hpcgnn.train.plan.machine import KERNELS, Curve, Gather, read_machine
 from tests.cli.verbs import call
 
@@ -25,9 +25,10 @@ def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
     ):
         monkeypatch.setattr(machine, name, value)
     out = shared_path / "here.toml"
-    call(comm, bench, "machine", "-o", out, "--name", "test", "--device", "cpu")
+    name = 'a "test" \\ of Köln\n\udcff\U0001f600'  # a name given as an option may be anything
+    call(comm, bench, "machine", "-o", out, "--name", name, "--device", "cpu")
     found = read_machine(str(out))
-    assert found.name == "test" and f"on {comm.size} ranks" in found.source
+    assert found.name == printable(name) and f"on {comm.size} ranks" in found.source
     assert found.ranks_per_node == comm.size and found.device == "cpu"
     assert set(found.gathers) == set(KERNELS)
     assert all(min(g.row_seconds.y) > 0 for g in found.gathers.values())

@@ -67,3 +67,4 @@ def test_the_results_of_a_run_are_read(tmp_path):
     alike = read_run(tmp_path, LAST.replace("1.5 MB to ", ""))
     assert (alike.peak_bytes, alike.rank_bytes) == (3.5e6, 2e6)
     assert read_run(tmp_path, "nothing").problem == "its run wrote no results"
+    assert read_run(tmp_path / "elsewhere", LAST).problem == "its run wrote no results"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -67,6 +68,10 @@ def test_only_predictions_are_replaced(comm, parts):
         Path("notes.csv").write_text("not ours")
         Path("ages.csv").write_text("original_id,age\n1,40\n")
         Path("truth.csv").write_text("original_id,class\n1,2\n")
+        with zipfile.ZipFile("newer.npz", "w") as archive:
+            archive.writestr("a", "b")
+        packed = Path("newer.npz").read_bytes()
+        Path("newer.npz").write_bytes(packed.replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\xff"))
         Path("linked.h5").symlink_to("parts.h5")
         Path("deep").mkdir()
     comm.barrier()
@@ -78,6 +83,7 @@ def test_only_predictions_are_replaced(comm, parts):
         ("notes.csv", "is not a predictions file of hpcgnn"),
         ("ages.csv", "is not a predictions file of hpcgnn"),
         ("truth.csv", "is not a predictions file of hpcgnn"),
+        ("newer.npz", "is not a predictions file of hpcgnn"),
     ):
         before = Path(output).read_bytes()
         with pytest.raises(InputError, match=f"{output}: .*{words}.*choose another name"):

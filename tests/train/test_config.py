@@ -77,6 +77,7 @@ def test_a_file_changes_only_the_settings_it_names_of_an_earlier_run(tmp_path):
         ('model = "cnn"', ["--model must be one of", "gcn", "cnn"]),
         ('halo_buffer = "1 elephant"', ["not a size", "256MiB", "elephant"]),
         ("hidden = ", ["run.toml", "is not TOML"]),
+        (".".join(["a"] * 100_000) + " = 1", ["run.toml", "more than 32 words"]),  # else minutes
     ],
 )
 def test_wrong_toml_is_refused(tmp_path, text, words):

@@ -192,6 +192,20 @@ def test_another_model_or_graph_is_refused(comm, shared_path):
         configured_trainer(graph, settings(**MODELS[0]), shared_path / "a", resume=True)
 
 
+def test_records_of_another_run_are_not_continued(comm, shared_path):
+    whole, model = random_graph(60, 240, seed=1), MODELS[0]
+    for name, seed in (("a", 0), ("b", 1)):
+        run(whole, comm, shared_path / name, **model, epochs=6, seed=seed)
+    journal = shared_path / "a" / "metrics.jsonl"
+    if comm.rank == 0:
+        shutil.copy(shared_path / "b" / "metrics.jsonl", journal)
+    comm.barrier()
+    with pytest.raises(InputError, match=r"a/metrics\.jsonl: is of another run"):
+        run(whole, comm, shared_path / "a", **model, resume=True)
+    comm.barrier()
+    assert journal.read_bytes() == (shared_path / "b" / "metrics.jsonl").read_bytes()
+
+
 def test_missing_labels_and_non_finite_losses_are_reported(comm, shared_path):
     with pytest.raises(InputError, match="no training node"):
         run(random_graph(9, 20, unlabelled=True), comm, shared_path / "a")

@@ -11,7 +11,7 @@ import resource
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.train.journal import Journal, gaps
+from hpcgnn.train.journal import Best, Journal, gaps
 from hpcgnn.train.telemetry import Reporter
 
 SPREAD = {"min": 0.0, "mean": 1.5e9, "max": 2.5e9}
@@ -118,6 +118,20 @@ def test_only_a_run_that_ended_before_its_first_checkpoint_starts_again(path, ca
         with pytest.raises(InputError, match="records 3 epochs, but no checkpoint is left"):
             Journal(path, 0)
         assert epochs(path) == [1, 2, 3]
+
+
+def test_records_of_another_run_are_refused(path):
+    lines = text(record(1, valid=0.5, best_epoch=1), record(2, valid=0.4, best_epoch=1))
+    path.write_text(lines)
+    Journal(path, 2, best=Best(1, "valid", 0.5))
+    Journal(path, 2, best=Best(1, None, 0.7))
+    for best, words in (
+        (Best(2, "valid", 0.5), "epoch 2 has best_epoch 1, the checkpoint 2"),
+        (Best(1, "valid", 0.75), r"epoch 1 has valid 0\.5, the checkpoint 0\.75"),
+    ):
+        with pytest.raises(InputError, match=f"is of another run: {words}: restore"):
+            Journal(path, 2, best=best)
+        assert path.read_text() == lines
 
 
 @pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "sparse", "foreign"])

@@ -16,7 +16,7 @@ from hpcgnn.bench.job import Layout
 from hpcgnn.bench.problem import Bench, GraphSize, ModelShape, size_of
 from hpcgnn.bench.table import Spread, in_columns, seconds, short, size
 from hpcgnn.bench.training import Contender, Environment, Ours, Training
-from hpcgnn.errors import HpcgnnError, warn
+from hpcgnn.errors import HpcgnnError, InputError, warn
 
 WARM_UP = 1  # epochs of a turn that aren't counted, since caches and buffers are set up in them
 
@@ -32,6 +32,14 @@ class EpochSettings:
     lr: float = 0.01
     options: str = ""  # of `train`
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        try:
+            shlex.split(self.options)
+        except ValueError as error:
+            raise InputError(
+                f"--options can't be divided into words: {error}", value=self.options
+            ) from None
 
     @property
     def threads(self) -> int:

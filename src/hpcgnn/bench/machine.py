@@ -8,6 +8,7 @@ down.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import platform
 import statistics
@@ -23,6 +24,7 @@ from hpcgnn.bench.peers import Case, power_law_edges
 from hpcgnn.bench.steps import seconds_of_step
 from hpcgnn.bench.timing import synchronise
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import printable
 from hpcgnn.kernels.block import Block
 from hpcgnn.system import available_memory, now
 from hpcgnn.train.plan.machine import HEADS, KERNELS
@@ -73,9 +75,10 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
         "rows": _ratio([rows], waits),
         "steps": _ratio([step], waits),
     }
+    source = f"measured by hpcgnn bench machine on {comm.size} ranks of {hosts[0]}, {now()}"
     lines = [
-        f'name = "{name}"',
-        f'source = "measured by hpcgnn bench machine on {comm.size} ranks of {hosts[0]}, {now()}"',
+        f"name = {_quoted(name)}",
+        f"source = {_quoted(source)}",
         f'device = "{device.type}"',
         f'memory_per_rank = "{memory >> 20}MiB"',
         f"ranks_per_node = {per_node}",
@@ -105,6 +108,11 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
         lines += ["", f"[messages.{place}]", f"bytes = {list(_MESSAGES)}"]
         lines.append(f"seconds = {_list(seconds)}")
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Return a TOML string, which JSON's quoting makes of a printable text."""
+    return json.dumps(printable(text), ensure_ascii=False)
 
 
 def _gather(rates: dict[Hashable, Rate], kernel: str, width: int) -> tuple[float, float, float]:

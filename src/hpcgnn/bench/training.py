@@ -26,6 +26,7 @@ _PARTS = {
     "packing": "pack_seconds",
     "waiting": "comm_wait_seconds",
 }
+_FEWEST = 2  # epochs: the first one may not be counted
 _UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _SIZE = r"([\d.]+) (B|kB|MB|GB|TB)"
 _PEAKS = re.compile(  # of one rank: its peak; of several: least, most and total
@@ -103,12 +104,18 @@ class Ours:
         ended = job.ours(arguments, self.layout, self.bench.limits)
         if ended.problem is not None:
             return Training(problem=ended.problem)
-        return read_run(run, ended.output)
+        training = read_run(run, ended.output)
+        number = len(training.seconds)
+        if training.problem is None and number < min(self.epochs, _FEWEST):
+            return Training(problem=f"trained {number} of {self.epochs} epochs: see --options")
+        return training
 
 
 def read_run(run: Path, output: str) -> Training:
     """Return the training that metrics.jsonl and the printed lines of `train` describe."""
-    records = [line.record for line in journal.lines(run / "metrics.jsonl") if line.record]
+    records: list[dict[str, Any]] = []
+    with suppress(FileNotFoundError):
+        records = [line.record for line in journal.lines(run / "metrics.jsonl") if line.record]
     peaks = _PEAKS.search(output)
     if not records or peaks is None:
         return Training(problem="its run wrote no results")

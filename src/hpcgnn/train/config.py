@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,17 @@ from typing import Any, get_type_hints
 from hpcgnn.errors import InputError, printable
 from hpcgnn.models.settings import OWN, ModelSettings
 from hpcgnn.sar.settings import StreamingSettings
-from hpcgnn.settings import Section, Setting, Value, declared, flag, named_once, nearest, read_text
+from hpcgnn.settings import (
+    Section,
+    Setting,
+    Value,
+    declared,
+    flag,
+    named_once,
+    nearest,
+    parse_toml,
+    read_text,
+)
 from hpcgnn.tasks.settings import TaskSettings
 from hpcgnn.train.settings import (
     CheckpointSettings,
@@ -222,7 +231,7 @@ def _set(changes: list[str]) -> dict[str, Any]:
         if not equals:
             raise InputError("--set takes KEY=VALUE", value=text)
         try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
+            parsed = parse_toml(f"value = {value}")["value"]
         except (ValueError, RecursionError):
             parsed = value  # a string, which needs no quotes here
         section, dot, name = key.strip().partition(".")
@@ -275,7 +284,7 @@ def _read(path: Path) -> dict[str, Any]:
         if kind == "JSON":
             values = json.loads(text, object_pairs_hook=named_once)
         else:
-            values = tomllib.loads(text)
+            values = parse_toml(text)
     except (ValueError, RecursionError) as error:  # syntax, too many digits or nesting
         raise InputError(f"is not {kind}: {error}", file=path) from error
     from_mapping(values, path)

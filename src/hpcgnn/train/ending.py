@@ -11,11 +11,12 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.launcher import launcher
 from hpcgnn.display import Display, Stage
 from hpcgnn.errors import OutputError
+from hpcgnn.tasks.task import Task
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config
-from hpcgnn.train.journal import Journal
+from hpcgnn.train.journal import Best, Journal
 from hpcgnn.train.run_directory import ENDED, REQUEUE, note_end
-from hpcgnn.train.scores import Monitor, Progress
+from hpcgnn.train.scores import LOSSES, Monitor, Progress
 from hpcgnn.train.telemetry import Reporter
 
 NO_VALIDATION = "no validation node has a label to score"
@@ -33,6 +34,7 @@ class InDirectory(Protocol):
     reporter: Reporter
     progress: Progress
     monitor: Monitor
+    task: Task
     validated: bool
     display: Display
     epoch: int
@@ -50,7 +52,8 @@ def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]
     with agreed(trainer.comm, "metrics.jsonl"):
         if trainer.comm.rank == 0:
             path = trainer.run_dir / "metrics.jsonl"
-            journal = Journal(path, trainer.epoch, trainer.config.training.epochs)
+            last, best = trainer.config.training.epochs, _best_so_far(trainer)
+            journal = Journal(path, trainer.epoch, last, best=best)
             path = trainer.run_dir / "ranks.jsonl"
             ranks = Journal(path, trainer.epoch, beside=True)
             try:
@@ -61,6 +64,15 @@ def open_journals(trainer: InDirectory) -> tuple[Journal | None, Journal | None]
                 text = f"can't be removed: {error.strerror}; move it away"
                 raise OutputError(text, file=path) from None
     return journal, ranks
+
+
+def _best_so_far(trainer: InDirectory) -> Best | None:
+    monitor, progress = trainer.monitor, trainer.progress
+    if not progress.best_epoch:
+        return None
+    of_task = monitor.name == trainer.task.metric
+    entry = monitor.name if monitor.name in LOSSES else "valid" if of_task else None
+    return Best(progress.best_epoch, entry, progress.best)
 
 
 def epochs_shown(trainer: InDirectory) -> AbstractContextManager[Stage]:

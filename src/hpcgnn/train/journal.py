@@ -144,6 +144,18 @@ def _open(path: Path, largest: int) -> BinaryIO:
     return file
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best epoch until a checkpoint, and the entry of its record that made it the best.
+
+    `entry` is None if records don't hold the monitored value by itself.
+    """
+
+    epoch: int
+    entry: str | None
+    value: float | None
+
+
 class Journal:
     """metrics.jsonl of a run directory; only rank 0 writes.
 
@@ -154,6 +166,7 @@ class Journal:
     Args:
         epoch: the run continues after this epoch; later lines of an earlier attempt are dropped.
         until: the run's last epoch; lines up to it will be written again.
+        best: as the checkpoint of `epoch` says; records that say otherwise are another run's.
         beside: a secondary journal of the run: later and damaged lines are dropped without checks
             and warnings.
 
@@ -163,12 +176,20 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, epoch: int, until: int = MAX_EPOCH, *, beside: bool = False
+        self,
+        path: Path,
+        epoch: int,
+        until: int = MAX_EPOCH,
+        *,
+        best: Best | None = None,
+        beside: bool = False,
     ) -> None:
         self.path = path
         self._waiting: dict[int, str] = {}
         found = _Found.read(path)
         if not beside:
+            if best is not None:
+                _check_same_run(path, found, epoch, best)
             _check_kept(path, found, epoch, until)
         kept = [found.kept[number] for number in sorted(found.kept) if number <= epoch]
         if found.tidy and len(kept) == found.lines and path.exists():
@@ -296,6 +317,23 @@ def _check_kept(path: Path, found: _Found, epoch: int, until: int) -> None:
         warning(f"{path}: {dropped} cut off, or no record of an epoch: dropped")
     if missing := gaps(sorted(found.kept), epoch):
         warning(f"{path}: no record of epoch {missing}")
+
+
+def _check_same_run(path: Path, found: _Found, epoch: int, best: Best) -> None:
+    """Check that the records are of the checkpoint's run, before any is continued or dropped."""
+    for number, entry, expected in (
+        (epoch, "best_epoch", best.epoch),
+        (best.epoch, best.entry, best.value),
+    ):
+        if number not in found.kept or entry is None:
+            continue
+        value = json.loads(found.kept[number]).get(entry)
+        if value is not None and value != expected:  # records of earlier releases lack some
+            raise InputError(
+                f"is of another run: epoch {number} has {entry} {value!r}, the checkpoint "
+                f"{expected!r}: restore the file of this run, or move it away",
+                file=path,
+            )
 
 
 def _check_lost(path: Path, found: _Found) -> None:

@@ -89,7 +89,7 @@ def format_of(path: Path) -> str | None:
                 names = set(archive.namelist())
             ids = {"original_ids.npy", "source_ids.npy"} & names
             return PREDICTIONS if ids and "attributes.npy" in names else None
-    except (OSError, csv.Error, zipfile.BadZipFile, ValueError):
+    except (OSError, csv.Error, zipfile.BadZipFile, ValueError, NotImplementedError):
         return None
     return reader.format_of(path)
 

@@ -151,3 +151,16 @@ def test_names_that_are_not_utf_8_are_refused(tmp_path, capsys, what):
         said = capsys.readouterr()
         assert said.err.startswith(f"hpcgnn: error: {path}: ") and said.err.count("\n") == 1
         assert "is not UTF-8" in said.err
+
+
+def test_groups_nested_without_end_are_refused_in_time(tmp_path, capsys):
+    path = tmp_path / "g.h5"
+    write(path, graph_content(), [0, 9])
+    with h5py.File(path, "r+", libver=atomic.LIBVER) as file:
+        group = file["nodes"]
+        for _ in range(50):  # thousands would take minutes
+            group = group.create_group("a")
+    assert main.main(["info", str(path)]) == 2
+    assert capsys.readouterr().err.endswith(
+        ": groups are nested more than 32 deep; the file is damaged: create it again\n"
+    )

@@ -121,6 +121,15 @@ def test_machine_files_are_checked(tmp_path):
         read_machine(str(text[0]))
     with pytest.raises(InputError, match="can't be read"):
         read_machine(str(tmp_path / "none.toml"))
+    good = (folder() / "perlmutter-cpu.toml").read_text()
+    for old, new, message in (
+        ("ranks_per_node = ", f"ranks_per_node = 0x{'f' * 5000} #", "in 1 to"),
+        ("\nrows = ", f"\nrows = 1{'0' * 400} #", "rows must be a number above 0"),
+        ("\nname = ", f"\nname = 0x{'f' * 5000} #", "name must be text"),
+    ):
+        text[0].write_text(good.replace(old, new, 1))
+        with pytest.raises(InputError, match=message):
+            read_machine(str(text[0]))
     assert Curve((1, 100), (1, 10)).at(10) == pytest.approx(10**0.5)
 
 

@@ -26,6 +26,7 @@ from hpcgnn.errors import (
     HpcgnnError,
     InputError,
     OutOfMemoryError,
+    OutputError,
     is_out_of_memory,
     printable,
     warn,
@@ -113,9 +114,20 @@ def translated(error: BaseException) -> HpcgnnError | None:
         return OutOfMemoryError(_out_of_memory_line(error))
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return InputError(error.strerror, file=os.fsdecode(error.filename))
+    if isinstance(error, OSError) and (text := _lacks_space(error)):
+        return OutputError(f"{text}: free some space, or let TMPDIR name a folder with more")
     if isinstance(error, OSError | ImportError) and _lacks_files(error):
         return InputError("Too many open files: raise the limit, as `ulimit -n 4096` does")
     return None
+
+
+def _lacks_space(error: OSError) -> str:
+    """Return what went wrong if a disk or a quota is full, where no file is named, else ""."""
+    if "No usable temporary directory" in str(error):
+        return " ".join(str(error.strerror).split())
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"a file can't be written ({error.strerror})"
+    return ""
 
 
 def _lacks_files(error: OSError | ImportError) -> bool:

@@ -28,7 +28,7 @@ from hpcgnn.storage.schema import (
     chunk_rows,
 )
 
-DEEPEST = 32  # levels of nesting in JSON
+DEEPEST = 32  # levels of nesting in JSON, and of groups
 _CACHE_BYTES = 2 * CHUNK_BYTES
 _PIECE_BYTES = 16 << 20
 _MAX_INFLATION = 1100  # gzip reaches at most 1032 to 1
@@ -168,6 +168,8 @@ class Reader:
 
         def visit(name: str, item: object) -> None:
             _text(name)
+            if name.count("/") > DEEPEST:  # the time of a walk grows with the square of the depth
+                raise ValueError(f"groups are nested more than {DEEPEST} deep")
             if isinstance(item, h5py.Dataset):
                 if item.chunks is not None:
                     check_declared(item, self.size, self.place(name))

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hpcgnn.errors import InputError
-from hpcgnn.settings import parse_size, read_text
+from hpcgnn.settings import parse_size, parse_toml, read_text
 
 KERNELS = ("sum", "gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
 HEADS = 4  # of the attention kernels measured
@@ -154,7 +153,7 @@ def read_machine(name: str) -> Machine:
         path = folder() / f"{name}.toml"
     text = read_text(path)
     try:
-        content = tomllib.loads(text)
+        content = parse_toml(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not TOML: {error}", file=path) from None
     try:
@@ -211,7 +210,7 @@ class _Table:
     def _get(self, name: str, kinds: type | tuple[type, ...], what: str) -> Any:
         value = self.content.get(name) if isinstance(self.content, dict) else None
         if not isinstance(value, kinds) or isinstance(value, bool):
-            raise InputError(f"{self.path}{name} must be {what}", value=str(value)[:80])
+            raise InputError(f"{self.path}{name} must be {what}", value=value)
         return value
 
     def table(self, name: str) -> _Table:
@@ -223,7 +222,10 @@ class _Table:
     def number(self, name: str, default: float | None = None) -> float:
         if default is not None and name not in self.content:
             return default
-        value = float(self._get(name, (int, float), "a number"))
+        try:
+            value = float(self._get(name, (int, float), "a number"))
+        except OverflowError:  # an integer of hundreds of digits
+            value = math.inf
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{self.path}{name} must be a number above 0", value=value)
         return value
