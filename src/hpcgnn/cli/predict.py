@@ -265,7 +265,6 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     """Refuse an output that can't be written or must not be replaced, before the model runs."""
     from hpcgnn.comm.agreement import agreed
     from hpcgnn.storage.schema import PREDICTIONS
-    from hpcgnn.storage.write import atomic
     from hpcgnn.storage.write.atomic import check_output_together
 
     out, inputs = Path(args.output), [args.partition, args.checkpoint, args.only, args.pairs]
@@ -277,5 +276,3 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
             for file in (args.partition, args.only, args.pairs):
                 if file is not None and not Path(file).exists():
                     raise InputError("no such file", file=file)
-            with atomic.claim(out):
-                pass

@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
+from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.partition import pipeline
 from hpcgnn.storage.schema import WHAT
 from hpcgnn.storage.write import atomic
 from hpcgnn.storage.write.atomic import check_output
@@ -77,3 +79,15 @@ def test_a_link_created_meanwhile_is_not_replaced(tmp_path):
         output.set_attributes({"format": "hpcgnn-graph", "version": 1})
         path.symlink_to(tmp_path / "absent")
     assert [entry.name for entry in tmp_path.iterdir()] == ["g.h5"] and path.is_symlink()
+
+
+@pytest.mark.parametrize("place", ["/proc/x.h5", "folder"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, place, monkeypatch):
+    graph = make(tmp_path / "g.h5", "hpcgnn-graph")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(pipeline, "_assembled", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(OutputError, match=r"can't be written|is a folder"):
+        pipeline.partition_graph(Communicator.of(), graph, 2, out=tmp_path / place)
+    with pytest.raises(OutputError, match="no such folder"):
+        check_output(tmp_path / "absent" / "x.h5", "hpcgnn-graph", force=False)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "g.h5"]

@@ -363,7 +363,10 @@ def check_output(
     inputs: Iterable[str | Path | None] = (),
     read_format: Callable[[Path], str | None] = format_of,
 ) -> None:
-    """Check that `path` is free or, with `force`, holds a file of the same format to replace.
+    """Check that `path` can be written, and is free or, with `force`, holds a file to replace.
+
+    A file that is replaced must be of the same format. Hours of work may follow, so a hidden file
+    is made in the folder and removed, too.
 
     Args:
         format: the format of the new file, one of `schema.WHAT`.
@@ -374,13 +377,25 @@ def check_output(
 
     Raises:
         InputError: `path` is something else, or an existing file and `force` is not set.
+        OutputError: no file can be made there.
     """
-    try:
+    mode = stat.S_IFDIR  # of nothing that `claim` doesn't refuse
+    with suppress(OSError):
         mode = path.lstat().st_mode
-    except OSError:  # absent, or an error that writing will report
-        return
-    if stat.S_ISDIR(mode):
-        return
+    if not stat.S_ISDIR(mode):
+        _check_replaceable(path, mode, format, force, inputs, read_format)
+    with claim(path):
+        pass
+
+
+def _check_replaceable(
+    path: Path,
+    mode: int,
+    format: str,
+    force: bool,
+    inputs: Iterable[str | Path | None],
+    read_format: Callable[[Path], str | None],
+) -> None:
     if any(_same(path, Path(source)) for source in inputs if source is not None):
         raise InputError("is an input of this command: choose another name", file=path)
     if not stat.S_ISREG(mode):
@@ -405,11 +420,11 @@ def check_output_together(
     read_format: Callable[[Path], str | None] = format_of,
 ) -> None:
     """Do `check_output` on rank 0 for all ranks; collective, and all ranks raise its error."""
-    error: InputError | None = None
+    error: HpcgnnError | None = None
     if comm.rank == 0:
         try:
             check_output(path, format, force=force, inputs=inputs, read_format=read_format)
-        except InputError as caught:
+        except HpcgnnError as caught:
             error = caught
     # Broadcast first, since the error does not concern rank 0 alone.
     comm.agree(comm.broadcast(error, where="check the output"), where="check the output")
