@@ -30,7 +30,7 @@ from hpcgnn.settings import check_path
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.read.partition_file import MAX_PARTS, Part, write_parts
 from hpcgnn.storage.schema import PARTITION, TRAIN
-from hpcgnn.storage.write.atomic import check_output, claim
+from hpcgnn.storage.write.atomic import check_output_together
 
 FOLDER = Path("partitions")
 _FEWEST = 4  # nodes per part below which partitioners leave parts empty
@@ -81,9 +81,7 @@ def partition_graph(
     out = default_file(path, num_parts) if out is None else Path(out)
     options = PartitionOptions(seed=seed) if options is None else options
     _check(method, num_parts)
-    with agreed(comm, "check the output"):
-        if comm.rank == 0:
-            _check_output(path, out, force=force)
+    check_output_together(comm, out, PARTITION, force=force, inputs=[path], make_folder=True)
     made, header = _assembled(comm, path, num_parts, method, options, display)
     settings = {"command": command, "graph": str(path), "parts": num_parts, **vars(options)}
     header["config"] = settings | header["config"]
@@ -281,17 +279,6 @@ def _check(method: str, num_parts: int) -> None:
         raise InputError(f"--method must be one of {', '.join(METHODS)}", value=method)
     if not 1 <= num_parts <= MAX_PARTS:
         raise InputError(f"--parts must be in 1 .. {MAX_PARTS}", value=num_parts)
-
-
-def _check_output(path: Path, out: Path, *, force: bool) -> None:
-    if not path.exists():
-        raise InputError("no such file", file=path)
-    if out.parent.exists():
-        check_output(out, PARTITION, force=force, inputs=[path])
-        return
-    nearest = next(folder for folder in out.absolute().parents if folder.exists())
-    with claim(nearest / out.name):  # the folder is made when all is read and found right
-        pass
 
 
 def _make_folder(comm: Communicator, out: Path) -> None:

@@ -362,6 +362,7 @@ def check_output(
     force: bool,
     inputs: Iterable[str | Path | None] = (),
     read_format: Callable[[Path], str | None] = format_of,
+    make_folder: bool = False,
 ) -> None:
     """Check that `path` can be written, and is free or, with `force`, holds a file to replace.
 
@@ -374,6 +375,7 @@ def check_output(
         inputs: files that the same call reads, which are never replaced; None and absent files are
             ignored.
         read_format: returns the format of an existing file; to be given if it is not HDF5.
+        make_folder: a missing folder is no error, since it will be made.
 
     Raises:
         InputError: `path` is something else, or an existing file and `force` is not set.
@@ -384,6 +386,8 @@ def check_output(
         mode = path.lstat().st_mode
     if not stat.S_ISDIR(mode):
         _check_replaceable(path, mode, format, force, inputs, read_format)
+    if make_folder and not path.parent.exists():
+        path = next(above for above in path.absolute().parents if above.exists()) / path.name
     with claim(path):
         pass
 
@@ -418,12 +422,20 @@ def check_output_together(
     force: bool,
     inputs: Iterable[str | Path | None] = (),
     read_format: Callable[[Path], str | None] = format_of,
+    make_folder: bool = False,
 ) -> None:
     """Do `check_output` on rank 0 for all ranks; collective, and all ranks raise its error."""
     error: HpcgnnError | None = None
     if comm.rank == 0:
         try:
-            check_output(path, format, force=force, inputs=inputs, read_format=read_format)
+            check_output(
+                path,
+                format,
+                force=force,
+                inputs=inputs,
+                read_format=read_format,
+                make_folder=make_folder,
+            )
         except HpcgnnError as caught:
             error = caught
     # Broadcast first, since the error does not concern rank 0 alone.
