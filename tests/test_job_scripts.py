@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hpcgnn.cli import main
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -65,3 +69,27 @@ def test_a_full_log_keeps_neither_signal_nor_job_back(tmp_path):
     assert done.returncode == 0, done.stderr
     called = (tmp_path / "called").read_text().splitlines()
     assert "scancel --signal=USR1 7" in called and "scontrol requeue 7" in called
+
+
+def test_a_full_disk_leaves_former_job_scripts(tmp_path, monkeypatch, capsys):
+    assert main.main(["jobs", str(tmp_path)]) == 0
+    mine = tmp_path / "jobs" / "train.sbatch"
+    mine.write_text("# changed\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    copied = []
+
+    def copy(source: Path, place: Path) -> None:
+        copied.append(place)
+        place.touch()
+        if len(copied) % 5 == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copy2", copy)
+        assert main.main(["jobs", str(tmp_path), "--force"]) == 2
+        assert main.main(["jobs", str(tmp_path / "a" / "b")]) == 2
+    assert capsys.readouterr().err.count("jobs: can't be written: No space left on device") == 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["jobs"]
+    assert main.main(["jobs", str(tmp_path), "--force"]) == 0
+    assert mine.read_bytes() == (JOBS / "train.sbatch").read_bytes()
