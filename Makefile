@@ -12,6 +12,7 @@
 VENV ?= .venv
 RANKS ?= 2 3 4 7
 
+unexport CDPATH  # else `cd` prints where it went
 export VENV PYTHON CUDA TORCH TORCH_INDEX MPI HDF5 PARMETIS
 # Open MPI only: more ranks than cores, and root in a container.
 export OMPI_MCA_rmaps_base_oversubscribe := 1

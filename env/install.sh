@@ -15,6 +15,7 @@
 #   PARMETIS     build, or none (partition by another method, or set HPCGNN_PARMETIS) (build)
 #   BASE         an environment whose packages this one shares; only MPI and HDF5 are its own (none)
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 
 VENV=${VENV:-.venv} PYTHON=${PYTHON:-python3} TORCH=${TORCH:-} TORCH_INDEX=${TORCH_INDEX:-}

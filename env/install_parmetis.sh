@@ -7,6 +7,7 @@
 # compiler of the MPI that mpi4py uses; the default is the mpicc beside PYTHON, then the one in PATH.
 # Takes about a minute; a second call does nothing.
 set -eu
+unset CDPATH
 
 force=no
 if [ "${1:-}" = --force ]; then

@@ -5,6 +5,7 @@
 #
 # Put the clone on $SCRATCH or in /global/common/software, not in $HOME: thousands of ranks import it.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 
 kind=${1:-}

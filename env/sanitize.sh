@@ -3,6 +3,7 @@
 # processor has. The library is built for it in a separate folder, with a copy of the package;
 # SANITIZED (default build/sanitized) keeps it, so that only changed sources are compiled again.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 
 asan=$("${CXX:-g++}" -print-file-name=libasan.so)

@@ -4,6 +4,7 @@
 # --quick: style, types, quick tests not marked mpi on one rank, and on two ranks the quick tests of
 # the packages that send messages, and the golden losses.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 unset OMP_NUM_THREADS  # nproc would answer with it
 cores=$(($(nproc) < 4 ? $(nproc) : 4))

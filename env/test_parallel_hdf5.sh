@@ -7,6 +7,7 @@
 #   MPICC           compiler of its MPI, beside its mpiexec       (/usr/bin/mpicc)
 #   APT             no: install nothing if Debian's packages are missing
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv} PARALLEL=${PARALLEL:-.venv-parallel}
 given=${HDF5_DIR:-}

@@ -12,6 +12,7 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --time=12:00:00
 set -e
+unset CDPATH
 : "${HPCGNN_HOME:=${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}}"
 # shellcheck source=jobs/launch.sh
 source "$HPCGNN_HOME/jobs/launch.sh"

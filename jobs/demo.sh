@@ -2,6 +2,7 @@
 # The whole pipeline without a queue: generate, partition, train and predict on 2 local ranks.
 # `make demo` calls it. VENV is the Python environment; results are in demo/.
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 bin=${VENV:-.venv}/bin
 PATH="$(cd "$bin" && pwd):$PATH"
@@ -12,8 +13,8 @@ show() {
     "$@"
 }
 
-rm -rf demo
-mkdir demo
+mkdir -p demo
+rm -rf demo/graph.h5 demo/graph.p2.h5 demo/run demo/predictions.h5
 show hpcgnn generate sbm demo/graph.h5 --nodes 20000 --degree 30 --features 64 --classes 8 \
     --homophily 0.8 --seed 1
 show mpiexec -n 2 hpcgnn partition demo/graph.h5 --method parmetis -o demo/graph.p2.h5

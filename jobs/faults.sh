@@ -4,6 +4,7 @@
 # last lines give the number of failures, and the exit status is 1 if any. Needs the test environment.
 #     jobs/faults.sh [SEED [COUNT]]
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 python=${HPCGNN_VENV:-.venv}/bin/python
 export OMP_NUM_THREADS=1

@@ -6,6 +6,7 @@
 # PEERS is the Python of the peers' environment (.venv-peers/bin/python, see env/peers.sh), MEMORY the limit of a
 # job; SMALLER=10 divides the nodes of all graphs by 10, for a test run of minutes.
 set -e
+unset CDPATH
 : "${HPCGNN_HOME:=$(cd "$(dirname "$0")/.." && pwd)}"
 # shellcheck source=jobs/launch.sh
 source "$HPCGNN_HOME/jobs/launch.sh"

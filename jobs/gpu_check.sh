@@ -25,6 +25,7 @@
 # are not built yet are built, which takes minutes: better bring them.
 # shellcheck disable=SC2329 # parts are called by their names
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-.venv/bin/python}

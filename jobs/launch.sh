@@ -6,11 +6,19 @@
 # Variables: HPCGNN_HOME (folder of jobs/; the one sbatch was called in), HPCGNN_PROFILE (a file in
 # jobs/profiles; plain), HPCGNN_VENV (the Python environment; the one active at sbatch, or the profile's).
 set -euo pipefail
+unset CDPATH  # else `cd` may go elsewhere, and prints where
 
 HPCGNN_HOME=${HPCGNN_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
 HPCGNN_PROFILE=${HPCGNN_PROFILE:-plain}
 HPCGNN_RANKS=${HPCGNN_RANKS:-2}
 export HPCGNN_HOME HPCGNN_PROFILE PYTHONUNBUFFERED=1
+
+case $HPCGNN_RANKS in
+    0* | *[!0-9]* | ??????*)
+        printf 'launch.sh: HPCGNN_RANKS must be a number of ranks: %q\n' "$HPCGNN_RANKS" >&2
+        exit 2
+        ;;
+esac
 
 if [ ! -f "$HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh" ]; then
     echo "launch.sh: $HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh: no such file; call sbatch in" \
@@ -46,12 +54,15 @@ export PATH="$HPCGNN_VENV/bin:$PATH" PYTHONSAFEPATH=1
 # -P: no code of the folder the job was submitted in.
 serial() { python -P -m hpcgnn "$@"; }
 
+# note WORD...: a line of the log. A full disk ends neither a trap nor the job.
+note() { echo "$(date '+%F %T') $*" 2>/dev/null || true; }
+
 step=
 interrupted=
 forward() {
     interrupted=yes
     [ -n "$step" ] || return 0
-    echo "$(date '+%F %T') SIG$1: the ranks are told to write a checkpoint and stop"
+    note "SIG$1: the ranks are told to write a checkpoint and stop"
     # Slurm signals the step's processes itself; srun also forwards a signal, without slurmctld.
     scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null || kill -USR1 "$step" || true
 }
@@ -85,9 +96,9 @@ launch() {
 requeue_if_stopped() {
     [ -n "${SLURM_JOB_ID:-}" ] && [ -e "$1/REQUEUE" ] || return 0
     local state
-    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=unknown
     if [ "$state" = RUNNING ]; then
-        echo "$(date '+%F %T') job $SLURM_JOB_ID goes back into the queue and will resume from $1"
+        note "job $SLURM_JOB_ID goes back into the queue and will resume from $1"
         scontrol requeue "$SLURM_JOB_ID" && return 0
     fi
     echo "$(date '+%F %T') training stopped before its last epoch (job state $state);" \

@@ -11,6 +11,7 @@
 # partitions/NAME.pP.h5 with P = N * R, runs/NAME/ with predictions.h5, one log per job. The same command
 # given again replaces these files, and training continues from its last checkpoint.
 set -euo pipefail
+unset CDPATH
 
 usage() {
     sed -n '2,/^set/{/^#/p}' "$0" | sed 's/^# \{0,1\}//' >&2
@@ -22,8 +23,16 @@ export HPCGNN_HOME
 # shellcheck source=jobs/profiles/plain.sh
 source "$HPCGNN_HOME/jobs/profiles/${HPCGNN_PROFILE:-plain}.sh"
 
+refuse() {
+    printf 'pipeline.sh: %s: %q\n' "$1" "$2" >&2
+    exit 2
+}
+
 nodes=1 convert_options=()
 while [ $# -gt 0 ]; do
+    case $1 in
+        --nodes | --ranks-per-node | --convert) [ $# -ge 2 ] || refuse "give a value after" "$1" ;;
+    esac
     case $1 in
         --nodes) nodes=$2 ;;
         --ranks-per-node) HPCGNN_RANKS_PER_NODE=$2 ;;
@@ -40,6 +49,14 @@ done
 [ $# -ge 2 ] || usage
 source=$1 name=$2
 shift 2
+case $name in
+    '' | [-.]* | */* | *[[:cntrl:]]*) refuse "NAME must fit in the names of files" "$name" ;;
+esac
+for number in "$nodes" "$HPCGNN_RANKS_PER_NODE"; do
+    case $number in
+        '' | 0* | *[!0-9]* | ??????*) refuse "not a number of nodes or ranks" "$number" ;;
+    esac
+done
 
 ranks=$((nodes * HPCGNN_RANKS_PER_NODE))
 graph=graphs/$name.h5

@@ -6,6 +6,7 @@
 # skips plan and epochs), FEATURES (64) and HIDDEN (64) change it. Peak memory is that of all
 # processes of a stage together. Lines are appended to an existing table.
 set -e
+unset CDPATH
 : "${HPCGNN_HOME:=$(cd "$(dirname "$0")/.." && pwd)}"
 export HPCGNN_RANKS=${HPCGNN_RANKS:-4}
 # shellcheck source=jobs/launch.sh
@@ -50,5 +51,5 @@ done
 [ "${TRAIN:-1}" = 1 ] || exit 0
 model=(--model sage --layers 3 --hidden "${HIDDEN:-64}")
 stage plan hpcgnn plan "$part" "${model[@]}"
-rm -rf "$folder/run"
+[ ! -f "$folder/run/config.json" ] || rm -rf "$folder/run"  # of an earlier call
 stage train "${ranks[@]}" train "$part" "${model[@]}" --epochs 3 --run-dir "$folder/run"

@@ -115,6 +115,34 @@ def test_check_refuses_an_unusable_checkpoint(files, capsys):
     assert capsys.readouterr().err == f"hpcgnn: error: {path}: model/weight: is not finite\n"
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"original_ids": np.arange(4)}, "disagrees on the number of rows"),
+        ({"original_ids": np.ones(5, np.float32)}, "another type or shape"),
+        ({"classes": np.array([0, 1, 3, 1, 0])}, "entry 2 must lie in 0 .. 2 (found 3)"),
+        ({"probabilities": np.full((5, 3), 1.5, np.float32)}, "must lie in 0 .. 1"),
+        ({"probabilities": np.full((5, 3), np.nan, np.float32)}, "5 rows are not finite"),
+    ],
+)
+def test_check_reads_predictions(tmp_path, capsys, changed, said):
+    path = tmp_path / "predictions.h5"
+    arrays = {
+        "original_ids": np.arange(5),
+        "classes": np.array([0, 1, 2, 1, 0]),
+        "probabilities": np.array([[0.5, 0.25, 0.25]] * 4 + [[np.nan] * 3], np.float32),
+        **changed,
+    }
+    with atomic.create(path) as output:
+        for name, array in arrays.items():
+            output.dataset(name, array.dtype, array.shape)[...] = array
+        output.set_attributes({"format": "hpcgnn-predictions", "version": 1, "not_finite": 1})
+    assert main.main(["info", str(path), "--check"]) == (2 if said else 0)
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == bool(said)
+
+
 @pytest.mark.parametrize("kind", ["absent", "text", "folder", "other", "unknown", "truncated"])
 def test_other_files_are_refused_in_one_line(files, capsys, kind):
     path = files / f"{kind}.h5"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -164,6 +166,20 @@ def test_a_name_that_ends_in_html_names_the_page_itself(tmp_path, capsys, monkey
     assert main.main(asked) == 2 and main.main([*asked, "--force"]) == 0
     out.write_text("<html>mine</html>")
     assert main.main([*asked, "--force"]) == 2 and out.read_text() == "<html>mine</html>"
+
+
+def test_a_full_disk_leaves_no_part_of_a_page(reported, tmp_path, capsys, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if "index.html" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main.main(["report", str(reported), "-o", str(tmp_path / "page")]) == 2
+    assert "page: can't be written: No space left on device\n" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_figures_written_by_others_are_not_replaced(tmp_path, capsys, monkeypatch):

@@ -112,11 +112,16 @@ def check(path: Path, content: dict[str, Any]) -> None:
         file.read(path)
         rows.read_every(path)
     else:
+        from hpcgnn.train.prediction_check import check_predictions
+
         with Reader(path, content["format"]) as reader:
-            for dataset in content["datasets"]:
-                shape = tuple(dataset["shape"])
-                column = reader.column(dataset["name"], (dataset["dtype"],), shape)
-                column.fingerprint(0, len(column))
+            columns = {
+                found["name"]: reader.column(
+                    found["name"], (found["dtype"],), tuple(found["shape"])
+                )
+                for found in content["datasets"]
+            }
+            check_predictions(reader, columns)
     content["checked"] = True
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hpcgnn.errors import InputError, OutputError, say
 
@@ -43,12 +45,9 @@ def run(args: argparse.Namespace, comm: None) -> int:
             raise InputError(
                 "is the folder that the scripts are copied from: choose another folder", file=target
             )
-    fresh = not target.exists()
     try:
-        _copy(source, target)
+        _write(source, target)
     except OSError as error:
-        if fresh:
-            shutil.rmtree(target, ignore_errors=True)
         raise OutputError(f"can't be written: {error.strerror or error}", file=target) from None
     count = sum(path.is_file() for path in target.rglob("*"))
     command = "sbatch --nodes=2 jobs/train.sbatch GRAPH.h5 --run-dir runs/NAME"
@@ -66,10 +65,29 @@ def _copies(source: Path, target: Path) -> dict[Path, Path]:
     }
 
 
-def _copy(source: Path, target: Path) -> None:
-    for path, place in _copies(source, target).items():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, place)
+def _write(source: Path, target: Path) -> None:
+    """Copy beside the target first, so that a full disk leaves what was there as it was."""
+    absent = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".jobs.", dir=target.parent) as temporary:
+            copied = Path(temporary, target.name)
+            places = _copies(source, copied)
+            for path, place in places.items():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, place)
+            if not target.exists():
+                copied.rename(target)
+                return
+            for place in places.values():
+                final = target / place.relative_to(copied)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                place.replace(final)
+    except OSError:
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _is_ours(folder: Path) -> bool:

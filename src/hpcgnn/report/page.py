@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -195,15 +196,26 @@ def write_report(runs: Sequence[RunFiles], out: Path, *, force: bool) -> Path:
         )
     _check(target, SIGN, "page", force)
     drawings = draw(runs, metric_of(runs[0]))
-    for drawing in [] if alone else drawings:
-        _check(folder / f"{drawing.name}.png", FIGURE_SIGN, "figure", force)
+    figures = {} if alone else {folder / f"{drawing.name}.png": drawing for drawing in drawings}
+    for path in figures:
+        _check(path, FIGURE_SIGN, "figure", force)
+    absent = [path for path in (*figures, target) if not path.exists()]
+    fresh = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for drawing in [] if alone else drawings:
-            _write(folder / f"{drawing.name}.png", drawing.png())
+        for path, drawing in figures.items():
+            _write(path, drawing.png())
         _write(target, page(runs, drawings).encode())
-    except OSError as error:
-        raise OutputError(f"can't be written: {error.strerror}", file=folder) from None
+    except (OSError, OutputError) as error:
+        with suppress(OSError):
+            for path in absent:
+                path.unlink(missing_ok=True)
+            if fresh:
+                folder.rmdir()
+        if isinstance(error, OutputError):
+            raise
+        at = target if alone else folder
+        raise OutputError(f"can't be written: {error.strerror}", file=at) from None
     return target
 
 
