@@ -97,13 +97,15 @@ docs=$!
 check style ruff check .
 
 quick() {
+    load_once
+    beside "$logs/ranks" on_ranks 2 tests/{comm,graph,sar,nn} \
+        tests/train/test_golden_losses.py --quick
+    local ranks=$!
     check "quick tests, 1 rank" \
         python -m pytest tests -m "not mpi" --quick -q -n "$cores" "${by_file[@]}"
     check types show "$types" "$logs/types"
     check docs show "$docs" "$logs/docs"
-    load_once
-    check "quick tests, 2 ranks" on_ranks 2 tests/{comm,graph,sar,nn} \
-        tests/train/test_golden_losses.py --quick
+    check "quick tests, 2 ranks" show "$ranks" "$logs/ranks"
 }
 
 # full RANKS...: all tests.
