@@ -81,12 +81,12 @@ def test_a_link_created_meanwhile_is_not_replaced(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["g.h5"] and path.is_symlink()
 
 
-@pytest.mark.parametrize("place", ["/proc/x.h5", "folder"])
+@pytest.mark.parametrize("place", ["/proc/x.h5", "/proc/a/x.h5", "folder"])
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, place, monkeypatch):
     graph = make(tmp_path / "g.h5", "hpcgnn-graph")
     (tmp_path / "folder").mkdir()
     monkeypatch.setattr(pipeline, "_assembled", lambda *_: pytest.fail("the work began"))
-    with pytest.raises(OutputError, match=r"can't be written|is a folder"):
+    with pytest.raises(OutputError, match=rf"{place}: .*(can't be (written|made)|is a folder)"):
         pipeline.partition_graph(Communicator.of(), graph, 2, out=tmp_path / place)
     with pytest.raises(OutputError, match="no such folder"):
         check_output(tmp_path / "absent" / "x.h5", "hpcgnn-graph", force=False)

@@ -386,10 +386,16 @@ def check_output(
         mode = path.lstat().st_mode
     if not stat.S_ISDIR(mode):
         _check_replaceable(path, mode, format, force, inputs, read_format)
+    place = path
     if make_folder and not path.parent.exists():
-        path = next(above for above in path.absolute().parents if above.exists()) / path.name
-    with claim(path):
-        pass
+        place = next(above for above in path.absolute().parents if above.exists()) / path.name
+    try:
+        with claim(place):
+            pass
+    except OutputError as error:
+        if place == path:
+            raise
+        raise OutputError("its folder can't be made", file=path) from error
 
 
 def _check_replaceable(
