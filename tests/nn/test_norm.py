@@ -85,6 +85,21 @@ def test_norms_agree_with_dense_computation(comm, graph, kind, offset, on_gpu, m
     )
 
 
+@pytest.mark.parametrize("kind", ["batch", "graph"])
+def test_the_gradient_of_weights_is_exact_where_its_terms_cancel(comm, kind):
+    """The mean it subtracts isn't rounded: that would add the rounding times the sum of g."""
+    graph = distribute(random_graph(1024, 0), comm)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(1024, WIDTH, generator=generator) + 1000
+    exact = x.double() - x.double().mean(0)
+    grad = (1 + 2**-12 * exact.sign()).float()
+    norm = NORMS[kind](WIDTH)
+    norm(graph, local(graph, x)).backward(local(graph, grad))
+    expected = (exact * grad.double()).sum(0) / (exact.square().mean(0) + norm.eps).sqrt()
+    found = comm.allreduce(norm.weight.grad.double())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
 def test_running_statistics_are_the_same_on_all_ranks(comm, graph):
     norm = nn.BatchNorm(WIDTH)
     norm(graph, local(graph, torch.randn(COUNT, WIDTH, generator=torch.manual_seed(0))))

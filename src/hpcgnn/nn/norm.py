@@ -128,9 +128,7 @@ class BatchNorm(torch.nn.Module):
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_((var * correction).to(self.running_var.dtype), self.momentum)
         rstd = torch.rsqrt(var + self.eps)
-        result: Tensor = _BatchNorm.apply(
-            x, self.weight, self.bias, mean.to(x.dtype), rstd.to(x.dtype), graph
-        )
+        result: Tensor = _BatchNorm.apply(x, self.weight, self.bias, mean, rstd, graph)
         return result.to(dtype)
 
     def gradient_of_shift(self, grad: Tensor) -> Tensor:
@@ -215,15 +213,16 @@ class _BatchNorm(torch.autograd.Function):
     ) -> Tensor:
         ctx.graph = graph
         ctx.save_for_backward(x_NF, weight, mean, rstd)
-        scale = weight * rstd
-        return torch.addcmul(bias - mean * scale, x_NF, scale)
+        scale = weight * rstd.to(x_NF.dtype)
+        return torch.addcmul(bias - mean.to(x_NF.dtype) * scale, x_NF, scale)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_NF, weight, mean, rstd = ctx.saved_tensors
+        x_NF, weight, exact_mean, exact_rstd = ctx.saved_tensors
         grad_NF, graph = grads[0], ctx.graph
-        local = _gradient_sums(grad_NF, x_NF, mean.double(), rstd.double())
+        local = _gradient_sums(grad_NF, x_NF, exact_mean, exact_rstd)
+        mean, rstd = exact_mean.to(x_NF.dtype), exact_rstd.to(x_NF.dtype)
         total = graph.ring.comm.allreduce(local, where="batch norm backward")
         grad_bias, grad_weight = local.to(x_NF.dtype)
         share_bias, share_weight = (total / max(graph.num_nodes, 1)).to(x_NF.dtype)
