@@ -116,6 +116,30 @@ def test_data_of_another_graph_that_the_model_does_not_read_are_named(
     assert said in err if said is not None and comm.rank == 0 else "does not use" not in err
 
 
+@pytest.mark.parametrize(
+    ("settings", "before", "said"),
+    [
+        ({"model": "gcn"}, False, "this graph has edge weights, the graph trained on had none"),
+        ({"model": "gcn"}, True, "this graph has no edge weights, the graph trained on had some"),
+        ({"model": "gcn", "ignore": "weights"}, False, None),
+        ({"model": "gat"}, False, None),
+    ],
+)
+def test_weights_that_only_one_of_the_graphs_has_are_named(
+    comm, trained, capfd, settings, before, said
+):
+    weighted, bare = random_graph(40, 160, seed=1, weighted=True), WHOLE
+    found = trained(weighted if before else bare, **settings)
+    capfd.readouterr()
+    predict(comm, found, whole=weighted if before else bare)
+    assert "edge weights, the graph" not in capfd.readouterr().err
+    predict(comm, found, whole=bare if before else weighted)
+    err = capfd.readouterr().err
+    assert said in err if said is not None and comm.rank == 0 else "the graph trained" not in err
+    stored = found[1].attributes(0)["weighted"] if found[1].weighted is not None else None
+    assert stored == (before and "weights" not in settings.get("ignore", ""))
+
+
 @pytest.mark.parametrize("model", ["rgcn", "sage"])
 def test_relations_in_another_order_are_refused_if_the_model_reads_them(
     comm, trained, capfd, model

@@ -14,6 +14,7 @@ from hpcgnn.models.settings import ModelSettings, no_features
 
 EDGE_READERS = ("gat", "gatv2", "transformer", "gine", "pna", "rgat", "deeper")
 RELATION_READERS = ("rgcn", "rgat")
+WEIGHT_READERS = ("gcn", "appnp", "sgc", "dagnn")
 _ADDS_FEATURES_FIRST = ("gin", "gine", "pna", "rgcn", "rgat", "deeper")
 
 
@@ -99,7 +100,7 @@ _NAMES = {
     "features": "node features that are not by type",
 }
 _READERS = {
-    "weights": ("gcn", "appnp", "sgc", "dagnn"),
+    "weights": WEIGHT_READERS,
     "edge-features": EDGE_READERS,
     "relations": RELATION_READERS,
 }

@@ -18,7 +18,16 @@ from hpcgnn.graph.arguments import check_graph, check_module
 from hpcgnn.graph.kinds import moved
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.build import Model, build_model
-from hpcgnn.models.demands import RELATION_READERS, check_model, content_of, facts_of, in_words
+from hpcgnn.models.demands import (
+    RELATION_READERS,
+    WEIGHT_READERS,
+    Content,
+    check_model,
+    content_of,
+    facts_of,
+    ignored_by,
+    in_words,
+)
 from hpcgnn.models.settings import OWN as OWN_MODEL
 from hpcgnn.settings import check_path
 from hpcgnn.storage.schema import EARLIER_ROW, PREDICTIONS
@@ -314,6 +323,7 @@ def _compare_kinds(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) 
     if unused and graph.comm.rank == 0:
         left = in_words(unused)
         warn(f"hpcgnn: note: the model ({settings.kind}) does not use {left} of this graph")
+    _say_weights(checkpoint, there, graph)
     reads = {
         "node type": there.typed_features and not settings.own,
         "relation": settings.kind in RELATION_READERS and not settings.own,
@@ -339,6 +349,17 @@ def _compare_kinds(graph: PartitionedGraph, checkpoint: Checkpoint, path: Path) 
                 "by number: convert the graph with the same ones, in the same order",
                 file=path,
             )
+
+
+def _say_weights(checkpoint: Checkpoint, there: Content, graph: PartitionedGraph) -> None:
+    """Note that one graph has edge weights and the other has not, if the model reads them."""
+    settings, trained = checkpoint.config.model, checkpoint.weighted
+    if trained in (None, there.weights) or graph.comm.rank != 0:
+        return
+    if settings.own or (settings.kind in WEIGHT_READERS and "weights" not in ignored_by(settings)):
+        has = "has edge weights, the graph trained on had none"
+        lacks = "has no edge weights, the graph trained on had some"
+        warn(f"hpcgnn: note: this graph {has if there.weights else lacks}")
 
 
 def _say_rows(graph: PartitionedGraph) -> None:

@@ -154,6 +154,7 @@ class Trainer:
         self.learned = Learned(model, self.task.module)
         self.learned.to(self.device)
         self.learned.check(self.comm)
+        self._content = content_of(graph)
         self._note_unread()
         self.parameters = self.learned.parameters()
         self.replicated = [p for p in self.parameters if not is_sharded(p)]
@@ -179,10 +180,10 @@ class Trainer:
             self.store.before_writing = self.journal.sync
 
     def _note_unread(self) -> None:
-        """Name the graph's data that a user's model does not read; collective."""
+        """Name the graph's data that a user's model does not read."""
         if isinstance(self.model, Model):
             return  # `train` names it, with the option that hides the note
-        note = note_on_layers(content_of(self.graph), self.model)
+        note = note_on_layers(self._content, self.model)
         if note and self.comm.rank == 0:
             say(note)
 
@@ -437,6 +438,7 @@ class Trainer:
             config=self.config,
             graph_fingerprint=self.graph.graph_fingerprint,
             kinds=self.graph.kinds,
+            weighted=self._content.weights,
             num_parts=self.comm.size,
             progress=self.progress.stored(),
             task=self.task.stored(),

@@ -76,6 +76,7 @@ class Checkpoint:
     task: dict[str, Any] = field(default_factory=dict)  # `Task.stored`, empty in older files
     model_file: dict[str, Any] = field(default_factory=dict)  # `ModelFile.stored`, of the user's
     kinds: KindNames = field(default_factory=KindNames)  # of the graph, unknown in older files
+    weighted: bool | None = None  # whether the graph's edges had weights; None in older files
     state: dict[str, Any] = field(default_factory=dict)  # plain values
 
     def attributes(self, content: int) -> dict[str, int | str | dict]:
@@ -90,6 +91,7 @@ class Checkpoint:
             **({"task": self.task} if self.task else {}),
             **({"model_file": self.model_file} if self.model_file else {}),
             **({"kinds": kinds} if (kinds := self.kinds.stored()) else {}),
+            **({} if self.weighted is None else {"weighted": int(self.weighted)}),
             "fingerprint": to_hex(content),
         }
 
@@ -197,6 +199,7 @@ def read(path: str | Path) -> Checkpoint:
             task=task,
             model_file=reader.json("model_file") if "model_file" in reader.attributes else {},
             kinds=KindNames.of(reader.json("kinds") if "kinds" in reader.attributes else {}),
+            weighted=_weighted(reader),
             state=state,
         )
     if complete and not {_ROWS, _FORMS} <= state.keys():
@@ -225,6 +228,10 @@ def _graph_fingerprint(reader: Reader) -> str:
             value=text,
         )
     return text
+
+
+def _weighted(reader: Reader) -> bool | None:
+    return bool(reader.integer("weighted", 0, 1)) if "weighted" in reader.attributes else None
 
 
 def _plain(content: np.ndarray | None, path: str | Path) -> dict[str, Any]:
