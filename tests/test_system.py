@@ -1,5 +1,6 @@
 """Detection of the process's environment."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -42,3 +43,17 @@ def test_processes_are_found_with_their_parents_and_memory():
     assert found[child.pid].parent == os.getpid() and found[os.getpid()].parent == os.getppid()
     assert system.resident_memory_of(child.pid) is None
     assert 10 << 20 < system.resident_memory() <= system.most_resident_memory()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_garbage_is_not_searched_while_libraries_are_loaded(before):
+    """Also where loading fails."""
+    collects = gc.isenabled()
+    try:
+        (gc.enable if before else gc.disable)()
+        with pytest.raises(ImportError), system.loading():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() == before
+    finally:
+        (gc.enable if collects else gc.disable)()

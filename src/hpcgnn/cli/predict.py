@@ -11,6 +11,7 @@ from hpcgnn.cli.file_name import file_name
 from hpcgnn.display import Display
 from hpcgnn.errors import InputError, printable, warn
 from hpcgnn.settings import HIGHEST, check_range
+from hpcgnn.system import loading
 from hpcgnn.train.prediction_file import check_ending, format_of
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
 
 def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
     # Imported here, since PyTorch takes seconds: questions of other ranks are answered meanwhile.
-    with comm.at("imports"), display.stage("load PyTorch"):
+    with comm.at("imports"), display.stage("load PyTorch"), loading():
         from hpcgnn.comm.agreement import agreed
         from hpcgnn.tasks.settings import shown as in_words
         from hpcgnn.train.config import Config

@@ -12,6 +12,7 @@ from hpcgnn.display import Display
 from hpcgnn.errors import InputError, counted, warn
 from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.storage.read.reader import Reader
+from hpcgnn.system import loading, resident_files, resident_memory
 from hpcgnn.train.config import Config, add_options, former_settings, resolve
 from hpcgnn.train.stop import StopRequest
 
@@ -86,9 +87,8 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
         if which_split:
             display.note(which_split)
         # Imported here, since PyTorch takes seconds: other ranks and signals are handled meanwhile.
-        with comm.at("imports"), display.stage("load PyTorch"):
+        with comm.at("imports"), display.stage("load PyTorch"), loading():
             import hpcgnn.train.configured  # noqa: F401 - counts among the imports
-            from hpcgnn.system import resident_files, resident_memory
             from hpcgnn.train.automatic import file_of_parts
             from hpcgnn.train.run_directory import held
 
@@ -148,7 +148,6 @@ def _train(
     imported: int,
     display: Display,
 ) -> int:
-    from hpcgnn.system import resident_files
     from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
