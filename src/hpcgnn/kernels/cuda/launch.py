@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import InputError, KernelError
 from hpcgnn.kernels.block import Block
 
 FOLDER = Path(__file__).with_name("src")
@@ -29,6 +29,18 @@ THREADS = 128
 WARP = 32
 _CUPY = (14, 2)  # older ones never find templates with several parameters in their cache
 _LOCK = "hpcgnn.lock"
+_REMEDIES = (  # by what CuPy, NVRTC or the driver says
+    (
+        re.compile(r"no.?kernel.?image|NO_BINARY|(INVALID|UNSUPPORTED)_PTX", re.IGNORECASE),
+        "the GPU or its driver (nvidia-smi) does not suit this CuPy: install the one for the "
+        "driver's version of CUDA; ",
+    ),
+    (
+        re.compile(r"(could not|cannot) open|no such file|libnvrtc|not found", re.IGNORECASE),
+        "CuPy does not find CUDA's compiler or headers: install hpcgnn[cuda] (CUDA 12) or "
+        "hpcgnn[cuda13]; ",
+    ),
+)
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 
 
@@ -73,7 +85,7 @@ def _start(
 ) -> None:
     cupy = _cupy()
     with cupy.cuda.Device(device.index), _stream(torch.cuda.current_stream(device).cuda_stream):
-        _kernel(name, expression)(blocks, (THREADS,), tuple(arguments))
+        _kernel(name, expression, device)(blocks, (THREADS,), tuple(arguments))
 
 
 @cache
@@ -103,15 +115,15 @@ def check_version(version: str) -> None:
 
 
 @cache
-def _kernel(name: str, expression: str) -> Any:
+def _kernel(name: str, expression: str, device: torch.device) -> Any:
     """Return the kernel, loaded on the GPU; one process of a machine compiles it for all.
 
     Raises:
         torch.OutOfMemoryError: the GPU has no memory for its code.
-        HpcgnnError: it can't be compiled or loaded.
+        KernelError: it can't be compiled or loaded.
     """
     cupy = _cupy()
-    with loading(expression), _alone(_cache_folder()):
+    with loading(expression, device), _alone(_cache_folder()):
         module = cupy.RawModule(code=source(name), options=OPTIONS, name_expressions=(expression,))
         function = module.get_function(expression)
         _ = function.num_regs  # the code is loaded when this is first read
@@ -119,7 +131,7 @@ def _kernel(name: str, expression: str) -> Any:
 
 
 @contextmanager
-def loading(expression: str) -> Iterator[None]:
+def loading(expression: str, device: torch.device) -> Iterator[None]:
     """Turn CuPy's errors in compiling and loading a kernel into ours."""
     try:
         yield
@@ -127,10 +139,18 @@ def loading(expression: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if "out of memory" in text.lower():
             raise torch.OutOfMemoryError(f"the code of kernel {expression}: {text}") from None
-        raise HpcgnnError(
-            f"the GPU kernel {expression} can't be compiled or loaded ({type(error).__name__}: "
-            f"{text[:300]}): `hpcgnn doctor` tests one kernel of each kind"
+        remedy = next((advice for sign, advice in _REMEDIES if sign.search(text)), "")
+        raise KernelError(
+            f"the GPU kernel {expression} can't be compiled or loaded on {_named(device)}: "
+            f"{type(error).__name__}: {text[:300]}: {remedy}`hpcgnn doctor` tests one kernel of "
+            "each kind"
         ) from error
+
+
+def _named(device: torch.device) -> str:
+    with suppress(Exception):  # the GPU itself may have failed
+        return f"{device} ({torch.cuda.get_device_properties(device).name})"
+    return str(device)
 
 
 def _cache_folder() -> Path:
