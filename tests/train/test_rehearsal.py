@@ -8,6 +8,7 @@ import torch
 from hpcgnn.comm.mirror import Mirror, MirrorTransport
 from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import InputError, KernelError
+from hpcgnn.kernels.chunks import LONGEST
 from hpcgnn.models.settings import KINDS
 from hpcgnn.sar.aggregation import neighbour_sum
 from hpcgnn.train import rehearsal
@@ -33,6 +34,12 @@ def test_images_in_a_mirror_send_what_this_rank_sends():
     y.sum().backward()  # the reversed graph has the same edges
     torch.testing.assert_close(x.grad, into[:, None].expand_as(x), rtol=1e-4, atol=1e-3)
     comm.close()
+
+
+def test_rows_of_the_sample_are_divided_without_self_loops_too():
+    block = sample(ALL, Ring(Mirror(1))).in_edges.blocks[0]
+    row = torch.repeat_interleave(torch.arange(block.num_rows), block.end - block.begin)
+    assert torch.bincount(row[row != block.columns]).max() > LONGEST
 
 
 MORE = [

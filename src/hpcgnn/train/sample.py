@@ -144,7 +144,7 @@ def _sparse(counts: Sequence[int], num_columns: int, draw: torch.Generator) -> B
 def _local(kinds: Kinds, draw: torch.Generator) -> Block:
     """Return the edges between local nodes: some into each, very many into the last one."""
     count_N = torch.full((_NODES,), _NODES)
-    count_N[-1] = LONGEST + _NODES
+    count_N[-1] = 2 * LONGEST  # self-loops are left out of some layers
     row = torch.repeat_interleave(torch.arange(_NODES), count_N)
     column = torch.randint(_NODES, row.shape, generator=draw)
     column = torch.sort(row * _NODES + column).values % _NODES

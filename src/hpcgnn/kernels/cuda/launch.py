@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,7 @@ THREADS = 128
 WARP = 32
 _CUPY = (14, 2)  # older ones never find templates with several parameters in their cache
 _LOCK = "hpcgnn.lock"
+_NUMBERS = 1 << 12  # that are kept
 _REMEDIES = (  # by what CuPy, NVRTC or the driver says
     (
         re.compile(r"no.?kernel.?image|NO_BINARY|(INVALID|UNSUPPORTED)_PTX", re.IGNORECASE),
@@ -193,6 +195,18 @@ def pointer(tensor: Tensor | None) -> np.uintp:
     return np.uintp(0 if tensor is None else tensor.data_ptr())
 
 
+@lru_cache(maxsize=_NUMBERS)
+def int32(value: int) -> np.int32:
+    """Return the number as NumPy's, which takes longer to make than to find again."""
+    return np.int32(value)
+
+
+@lru_cache(maxsize=_NUMBERS)
+def int64(value: int) -> np.int64:
+    """Like `int32`."""
+    return np.int64(value)
+
+
 def real(dtype: torch.dtype) -> type[np.floating[Any]]:
     """Return the NumPy type of a kernel parameter in the accumulation dtype."""
     return np.float64 if dtype == torch.float64 else np.float32
@@ -200,7 +214,7 @@ def real(dtype: torch.dtype) -> type[np.floating[Any]]:
 
 def matrix(tensor: Tensor | None) -> tuple[np.uintp, np.int64]:
     """Return the address and the row stride of a matrix."""
-    return pointer(tensor), np.int64(0 if tensor is None else tensor.stride(0))
+    return pointer(tensor), int64(0 if tensor is None else tensor.stride(0))
 
 
 def matrices(*tensors: Tensor) -> tuple[np.generic, ...]:
@@ -210,7 +224,13 @@ def matrices(*tensors: Tensor) -> tuple[np.generic, ...]:
 
 def edges(block: Block, rows: tuple[int, int], longest: int) -> tuple[np.generic, ...]:
     """Return the arguments of the macro EDGES; rows of more than `longest` edges are skipped."""
-    return (
-        *map(pointer, (block.rows, block.begin, block.end, block.columns)),
-        *map(np.int64, (block.column_offset, *rows, longest)),
-    )
+    return (*block.derived(_Edges()), *map(int64, (*rows, longest)))
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """The arguments of the macro EDGES that are the same in every launch."""
+
+    def build(self, block: Block, /) -> tuple[np.generic, ...]:
+        arrays = (block.rows, block.begin, block.end, block.columns)
+        return (*map(pointer, arrays), int64(block.column_offset))
