@@ -11,7 +11,7 @@ from hpcgnn.errors import InputError, KernelError
 from hpcgnn.kernels.chunks import LONGEST
 from hpcgnn.models.settings import KINDS
 from hpcgnn.sar.aggregation import neighbour_sum
-from hpcgnn.train import rehearsal
+from hpcgnn.train import open, rehearsal
 from hpcgnn.train.config import Config
 from hpcgnn.train.sample import Kinds, kinds_of_file, sample
 
@@ -95,6 +95,18 @@ def test_errors_of_kernels_end_the_run_and_others_do_not(
     assert ("RuntimeError: spmm<float>" in capfd.readouterr().err) is (error is RuntimeError)
     rehearsal.rehearse(graph_file, comm, Config.of(model="net.py:Net"), CPU)
     assert len(seen) == 1  # a user's code must not run on another graph
+
+
+def test_kernels_are_loaded_before_the_graph(comm, monkeypatch):
+    def fail(device: torch.device) -> None:
+        raise KernelError(f"spmm<float> on {device}")
+
+    for name, result in (("pick_device", torch.device("cuda", 0)), ("choose_transport", None)):
+        monkeypatch.setattr(open, name, lambda *_, result=result: result)
+    for name in ("_repeatable", "load_partition"):
+        monkeypatch.setattr(open, name, lambda *_, **__: None)
+    with pytest.raises(KernelError, match="cuda:0"):
+        open.open_part("g.h5", comm, Config(), rehearse=fail)
 
 
 @pytest.fixture

@@ -18,6 +18,9 @@ from torch import Tensor
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.transport.host import Slot, Wired
+from hpcgnn.errors import CommunicationError
+
+_MOST_IDLE = 1000  # waits in a row in which no request ends
 
 
 class Mirror(Communicator):
@@ -25,7 +28,7 @@ class Mirror(Communicator):
 
     def __init__(self, size: int) -> None:
         super().__init__(MPI.COMM_SELF)
-        self.size = size
+        self.size, self._idle = size, 0
 
     def allgather(self, obj: Any, where: str = "") -> list[Any]:
         return [obj] * getattr(self, "size", 1)
@@ -36,7 +39,11 @@ class Mirror(Communicator):
         return [arrays[-rank % self.size].copy() for rank in range(self.size)]
 
     def wait_any(self, requests: Sequence[Any], where: str, status: Any = None) -> int:
-        return next((i for i, request in enumerate(requests) if request.Test()), -1)
+        found = next((i for i, request in enumerate(requests) if request.Test()), -1)
+        self._idle = self._idle + 1 if found < 0 else 0
+        if self._idle > _MOST_IDLE:  # no other process could end the wait
+            raise CommunicationError(f"{where!r}: no message of this rank's images is under way")
+        return found
 
 
 class _Request:
