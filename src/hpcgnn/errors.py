@@ -117,6 +117,10 @@ class OutputError(HpcgnnError):
     exit_status = 2
 
 
+class KernelError(HpcgnnError):
+    """A kernel that can't be compiled or loaded on a GPU. Exit status 1."""
+
+
 class CommunicationError(HpcgnnError):
     """A rank stopped answering, or is in another part of the program. Exit status 3."""
 

@@ -26,6 +26,7 @@ from hpcgnn.bench import timing  # noqa: E402
 from hpcgnn.comm.transport import shared  # noqa: E402
 from hpcgnn.kernels.cuda import backend, dropout, gat, gatv2, launch, sums  # noqa: E402
 from hpcgnn.sar import interior  # noqa: E402
+from hpcgnn.train import rehearsal  # noqa: E402
 from tests.fake_device.ipc import FakeRuntime, host_tensor  # noqa: E402
 from tests.fake_device.tensors import FakeDevice, FakeTensor  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
@@ -113,6 +114,8 @@ def emulate(emulator: Emulator) -> None:
 
     def start(*given: Any) -> None:
         FakeDevice.launched.append(given[1])
+        if FakeDevice.rehearsed is not None and given[1] not in FakeDevice.rehearsed:
+            FakeDevice.late.add(given[1])
         emulator.start(*given[:-1], torch.device("cpu"))
 
     for module in (launch, backend, dropout, gat, gatv2, sums):
@@ -121,11 +124,25 @@ def emulate(emulator: Emulator) -> None:
     launch._start = start
 
 
+def watch_rehearsals() -> None:
+    """Note which kernels a rehearsal launches."""
+    original = rehearsal.rehearse
+
+    def rehearse(*given: Any, **options: Any) -> None:
+        FakeDevice.rehearsed, before = None, len(FakeDevice.launched)
+        original(*given, **options)
+        FakeDevice.rehearsed = {name for name in FakeDevice.launched[before:] if "<" in name}
+        print(f"{len(FakeDevice.rehearsed)} kernels rehearsed", file=sys.stderr)
+
+    rehearsal.rehearse = rehearse
+
+
 def start() -> None:
     """Provide the device from now on; enter `FakeDevice` to use it."""
     replace_torch_cuda()
     interior.SLICE, interior.MOST = 1, 2  # even for the small graphs of a test
     emulate(Emulator(Path(os.environ[device_guard.VARIABLE]).parent))
+    watch_rehearsals()
 
 
 def run(command: list[str]) -> int:
@@ -133,7 +150,12 @@ def run(command: list[str]) -> int:
     if command[0].startswith("tests."):
         status: int = importlib.import_module(command[0]).run()
         return status
-    return several_commands.run(command)
+    FakeDevice.rehearsed = None
+    FakeDevice.late.clear()
+    status = several_commands.run(command)
+    if FakeDevice.late:
+        print(f"loaded late: {', '.join(sorted(FakeDevice.late))}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from hpcgnn.sar import hubs
 from hpcgnn.train.config import Config
 from hpcgnn.train.configured import configured_trainer
 from hpcgnn.train.open import place
+from hpcgnn.train.optimisation import build_optimizer
 from hpcgnn.train.optimizers import PlainSGD
 from tests.fake_device.tensors import FakeDevice
 from tests.graphs import distribute, random_graph
@@ -63,6 +64,7 @@ MODELS: dict[str, dict[str, Any]] = {
 MODES = ("sar", "sa", "oneshot")
 NARROW, WIDE = 5, 64
 SMALL, LARGE = 4096, 65536  # bytes for messages: a few wide rows to each rank, and all
+MOST_OF_ADAM = 2  # launches of a step, whatever the number of parameters
 MOST_LAUNCHES = {"gat": (3, 8), "gatv2": (3, 8)}  # per message, forward and backward
 
 
@@ -205,6 +207,18 @@ def launches(group: Group, kind: str) -> list[float]:
     return [launched / messages for messages, launched in more]
 
 
+def launches_of_adam(group: Group) -> list[str]:
+    """Return the operations that a second step launches, for several parameters."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4))).to(group.device)
+    optimizer = build_optimizer(Config.of(), list(model.parameters()))
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        FakeDevice.launched.clear()
+        optimizer.step()
+    return list(FakeDevice.launched)
+
+
 def count(comm: Communicator) -> int:
     """Return 1, and print it, if an epoch waits too often or a message takes too many launches."""
     wrong, everyone = 0, Group.of(comm)
@@ -213,6 +227,10 @@ def count(comm: Communicator) -> int:
         if any(number > limit for number, limit in zip(found, most, strict=True)):
             wrong = 1
             print(f"rank {comm.rank}: {kind} launches {found} kernels a message", file=sys.stderr)
+    launched = launches_of_adam(everyone)
+    if len(launched) > MOST_OF_ADAM:
+        wrong = 1
+        print(f"rank {comm.rank}: a step of Adam launches {launched}", file=sys.stderr)
     with everything_a_hub():
         return max(wrong, count_waits(comm))
 

@@ -20,6 +20,7 @@ _INDEXING = (
 )
 
 
+_FUSED = (_aten._fused_adam_.default, _aten._fused_adamw_.default)
 _WAITING = (
     _aten._local_scalar_dense,
     _aten.nonzero,
@@ -79,12 +80,16 @@ class FakeDevice(TorchDispatchMode):
     """While it is entered, `device="cuda:0"` makes fake tensors.
 
     Attributes:
+        rehearsed: kernels that were launched in the latest rehearsal; None without one.
+        late: kernels that were launched after it, and not in it.
         waits: operations for which the host would have waited until the GPU was done.
         launched: operations that would have run on a GPU, except copies from and to the host.
     """
 
     waits: ClassVar[list[str]] = []
     launched: ClassVar[list[str]] = []
+    rehearsed: ClassVar[set[str] | None] = None
+    late: ClassVar[set[str]] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -170,7 +175,8 @@ def _is_mixture(tensors: list[Tensor]) -> bool:
 
 def _refuse_mixture(func: Any, args: Any, tensors: list[Tensor]) -> None:
     """Refuse mixtures as CUDA does: single numbers and indices may come from the host."""
-    host = [tensor for tensor in tensors if not isinstance(tensor, FakeTensor) and tensor.dim()]
+    alone = func in _FUSED  # these read single numbers on the GPU, too
+    host = [t for t in tensors if not isinstance(t, FakeTensor) and (t.dim() or alone)]
     if not host or func in _COPIES:
         return
     indices = all(not tensor.is_floating_point() for tensor in host)

@@ -7,7 +7,7 @@ import fcntl
 import pytest
 import torch
 
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import InputError, KernelError
 from hpcgnn.kernels.cuda import launch
 
 
@@ -22,17 +22,22 @@ def test_a_new_cupy_is_accepted(version):
     launch.check_version(version)
 
 
-def test_errors_of_loading_a_kernel_are_ours():
+@pytest.mark.parametrize(
+    ("text", "kind", "line"),
+    [
+        ("CUDA_ERROR_OUT_OF_MEMORY: out of memory", torch.OutOfMemoryError, "spmm<float>"),
+        ("NVRTC_ERROR_COMPILATION (6)", KernelError, r"spmm<float>.*cuda:1.*NVRTC_ERROR.*doctor"),
+        ("CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel\nimage", KernelError, "GPU or its driver"),
+        ('catastrophic error: cannot open source file "cuda_fp16.h"', KernelError, "headers: inst"),
+    ],
+)
+def test_errors_of_loading_a_kernel_are_ours(text, kind, line):
     with (
-        pytest.raises(torch.OutOfMemoryError, match="spmm<float>"),
-        launch.loading("spmm<float>"),
+        pytest.raises(kind, match=line) as caught,
+        launch.loading("spmm<float>", torch.device("cuda", 1)),
     ):
-        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory")
-    with (
-        pytest.raises(HpcgnnError, match=r"spmm<float>.*NVRTC_ERROR.*doctor"),
-        launch.loading("spmm<float>"),
-    ):
-        raise RuntimeError("NVRTC_ERROR_COMPILATION (6)")
+        raise RuntimeError(text)
+    assert "\n" not in str(caught.value)
 
 
 def test_one_process_compiles_at_a_time(tmp_path):

@@ -85,7 +85,11 @@ def machine(request, mpirun) -> Machine:
     job = request.getfixturevalue("fake_jobs")
 
     def run(ranks: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return job(ranks).run(*arguments)
+        done = job(ranks).run(*arguments)
+        applied = {"train", "predict"}.intersection(arguments)
+        assert not applied or done.returncode or "kernels rehearsed" in done.stderr
+        assert "loaded late" not in done.stderr, done.stderr
+        return done
 
     return Machine(run, nodes=150, hidden=16, epochs=2, ranks=(2,))
 
@@ -208,6 +212,18 @@ def test_losses_equal_those_of_staged_messages_to_the_bit(machine, train, tmp_pa
         starts = [json.loads((tmp_path / name / "starts.jsonl").read_text()) for name in folders]
         assert [start["transport"] == "CUDA IPC" for start in starts] == [True, False]
         assert ipc == staged
+
+
+def test_runs_move_between_the_cpu_and_gpus(machine, train):
+    """The optimizer's state lies where its kernels read it."""
+    options = f"{MODELS[1]} --epochs"
+    (expected,) = train(0, (f"{options} 3",))
+    for first, second in ((0, 2), (2, 0)):
+        folder = [f"from {first}".replace(" ", "-")]
+        train(first, (f"{options} 1",), folders=folder)
+        train(second, (f"{options} 2 --resume",), folders=folder)
+        (found,) = train(first, (f"{options} 3 --resume",), folders=folder)
+        np.testing.assert_allclose(losses(found), losses(expected), rtol=2e-3)
 
 
 def test_predictions(machine, train, mpirun, parts, tmp_path):

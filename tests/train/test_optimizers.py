@@ -7,7 +7,9 @@ import subprocess
 import pytest
 import torch
 
+import hpcgnn
 from hpcgnn.train.optimizers import PlainAdam, PlainAdamW, PlainSGD
+from tests.graphs import distribute, random_graph
 
 
 def trained(kind: type, **settings: float) -> list[torch.Tensor]:
@@ -37,6 +39,40 @@ def trained(kind: type, **settings: float) -> list[torch.Tensor]:
 def test_optimizers_equal_torchs(ours, theirs, settings):
     for found, expected in zip(trained(ours, **settings), trained(theirs, **settings), strict=True):
         assert torch.equal(found, expected)
+
+
+def losses_with(graph, folder, epochs: int, *, fused: bool) -> list[float]:
+    """Train to `epochs`, from the folder's checkpoint if it has one; return the losses."""
+    torch.manual_seed(0)
+
+    def make(parameters: list[torch.nn.Parameter]) -> PlainAdam:
+        return PlainAdam(parameters, lr=0.05, fused=fused)
+
+    found: list[float] = []
+    trainer = hpcgnn.Trainer(
+        graph,
+        hpcgnn.nn.SAGEConv(5, 3),
+        hpcgnn.tasks.find_task(graph),
+        optimizer=make,
+        run_dir=folder,
+        epochs=epochs,
+        resume=True,
+        show="nothing",
+        callbacks=[lambda _, record: found.append(record["loss"])],
+    )
+    trainer.run()
+    return found
+
+
+def test_state_of_the_kernel_for_all_parameters_is_restored(comm, tmp_path):
+    """Bit by bit, and by rounding where it is continued with the other kernels, or from there."""
+    graph = distribute(random_graph(40, 160), comm)
+    whole = losses_with(graph, tmp_path / "whole", 4, fused=True)
+    for first, second in ((True, True), (True, False), (False, True)):
+        folder = tmp_path / f"{first}-{second}"
+        found = losses_with(graph, folder, 2, fused=first)
+        found += losses_with(graph, folder, 4, fused=second)
+        assert found == (whole if first and second else pytest.approx(whole, rel=1e-5))
 
 
 @pytest.mark.slow

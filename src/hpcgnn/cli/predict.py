@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,12 @@ from hpcgnn.system import loading
 from hpcgnn.train.prediction_file import check_ending, format_of
 
 if TYPE_CHECKING:
+    import torch
+
     from hpcgnn.comm.communicator import Communicator
     from hpcgnn.graph.partitioned import PartitionedGraph
     from hpcgnn.train.checkpoint.file import Checkpoint
+    from hpcgnn.train.config import Config
     from hpcgnn.train.prediction import Prediction
 
 PARALLEL = True
@@ -141,7 +145,8 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
     split = _split(args, comm, checkpoint, _fingerprint_of(args, comm))
     where = where.changed(device=args.device, halo_buffer=args.halo_buffer, split=split)
     with comm.at("read the partition"):
-        graph = open_part(args.partition, comm, where, display)
+        kernels = _kernels(args, comm, where, checkpoint)
+        graph = open_part(args.partition, comm, where, display, kernels)
     with display.stage("predict"):
         found, attributes = _predict(args, graph, checkpoint)
     attributes |= {"split": where.training.split, "not_finite": found.not_finite}
@@ -168,6 +173,33 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
         display.say(f"{found.metric} of {source}: {shown}")
         display.say(f"predictions of {texts.count(found.count):,} {found.what}: {args.output}")
     return 0
+
+
+def _kernels(
+    args: argparse.Namespace, comm: Communicator, config: Config, checkpoint: Checkpoint | None
+) -> Callable[[torch.device], None] | None:
+    """Return the function that loads the kernels of a checkpoint's model on a GPU."""
+    from functools import partial
+
+    from hpcgnn.tasks.task import OWN
+    from hpcgnn.train.checkpoint.arrays import built_in_task
+    from hpcgnn.train.rehearsal import rehearse
+
+    if checkpoint is None:
+        return None
+    outputs: int | None = None
+    if checkpoint.task and checkpoint.task.get("kind") != OWN:
+        path = Path(args.checkpoint)
+        outputs = built_in_task(checkpoint.task, checkpoint.arrays, path).num_outputs
+    return partial(
+        rehearse,
+        Path(args.partition),
+        comm,
+        config,
+        outputs=outputs or 0,
+        trains=False,
+        smooths=args.correct_and_smooth,
+    )
 
 
 def _predict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +152,7 @@ def _train(
     from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
     from hpcgnn.train.plan.refusal import explained
+    from hpcgnn.train.rehearsal import rehearse
     from hpcgnn.train.run import note_start
     from hpcgnn.train.run_directory import write_config
     from hpcgnn.train.telemetry import Profile, peak_memory
@@ -158,7 +160,8 @@ def _train(
     _check_first_weights(args.init_from, comm)
     callbacks = _callbacks(args, comm, run_dir)
     with comm.at("read the partition"):
-        graph = open_part(partition, comm, config, display)
+        kernels = partial(rehearse, partition, comm, config)
+        graph = open_part(partition, comm, config, display, kernels)
     device = graph.node_ids.device
     stop, show = getattr(args, "stop", None), getattr(args, "show", "lines")
     with explained(graph, config, device):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -93,16 +95,26 @@ def vector(
         )
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """The check of a block's arrays, which is made once, as they don't change."""
+
+    device: torch.device
+
+    def build(self, block: Block, /) -> None:
+        device, edges = self.device, block.columns.shape[0]
+        vector("block.rows", block.rows, torch.int32, device, block.num_rows)
+        vector("block.begin", block.begin, torch.int64, device, block.num_rows)
+        vector("block.end", block.end, torch.int64, device, block.num_rows)
+        vector("block.columns", block.columns, torch.int32, device, 0)
+        vector("block.weight", block.weight, torch.float32, device, edges)
+        vector("block.relation", block.relation, torch.int32, device, edges)
+        vector("block.features", block.features, torch.float32, device, edges)
+
+
 def block_on(block: Block, device: torch.device) -> None:
     """Raise InputError unless the block's arrays have their documented types on `device`."""
-    edges = block.columns.shape[0]
-    vector("block.rows", block.rows, torch.int32, device, block.num_rows)
-    vector("block.begin", block.begin, torch.int64, device, block.num_rows)
-    vector("block.end", block.end, torch.int64, device, block.num_rows)
-    vector("block.columns", block.columns, torch.int32, device, 0)
-    vector("block.weight", block.weight, torch.float32, device, edges)
-    vector("block.relation", block.relation, torch.int32, device, edges)
-    vector("block.features", block.features, torch.float32, device, edges)
+    block.derived(_Checked(device))
 
 
 def row_range(block: Block, rows: tuple[int, int] | None) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +32,18 @@ from hpcgnn.train.scores import LOSSES
 
 
 def open_part(
-    path: str | Path, comm: Communicator, config: Config, display: Display = SILENT
+    path: str | Path,
+    comm: Communicator,
+    config: Config,
+    display: Display = SILENT,
+    rehearse: Callable[[torch.device], None] | None = None,
 ) -> PartitionedGraph:
     """Return this rank's part on the device in `config`; collective. Rank 0 prints the device.
 
     On one rank a graph file is a part.
+
+    Args:
+        rehearse: called with a GPU before the part is loaded, to load the kernels.
 
     Raises:
         InputError: there is no such device or transport, the file is damaged, or this model can't
@@ -54,6 +62,9 @@ def open_part(
         transport=transport,
     )
     split, mode = config.training.split, config.streaming.mode
+    if rehearse is not None and device.type == "cuda":
+        with display.stage("load the kernels"):
+            rehearse(device)
     share, before = _size(path) / comm.size, bytes_read()
     with display.stage(
         f"load {Path(path).name}", share, "B", done=lambda: min(share, bytes_read() - before)

@@ -110,6 +110,8 @@ def configure(graph: PartitionedGraph, config: Config) -> PartitionedGraph:
 def build_optimizer(config: Config, parameters: list[Any]) -> Optimizer:
     """Return the optimizer of the settings, for parameters or groups of them.
 
+    Adam updates parameters on a GPU by one kernel for all of them.
+
     Raises:
         InputError: the settings are of a run whose optimizer was made by a Python program.
     """
@@ -120,8 +122,19 @@ def build_optimizer(config: Config, parameters: list[Any]) -> Optimizer:
             "--optimizer own is for optimizers made by a Python program; choose another here"
         )
     kind: Any = kinds[settings.kind]
-    made: Optimizer = kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    made: Optimizer = kind(
+        parameters, lr=settings.lr, weight_decay=settings.weight_decay, **_fused(kind, parameters)
+    )
     return made
+
+
+def _fused(kind: type[Optimizer], parameters: list[Any]) -> dict[str, bool]:
+    """Return the option with which one kernel updates all parameters, if these are on a GPU."""
+    groups = [part["params"] if isinstance(part, dict) else [part] for part in parameters]
+    taken = all(
+        p.is_cuda and p.is_floating_point() and p.is_contiguous() for group in groups for p in group
+    )
+    return {"fused": True} if taken and kind in (PlainAdam, PlainAdamW) else {}
 
 
 def made_optimizer(

@@ -25,7 +25,7 @@ from hpcgnn.kernels.cuda.gat import head_dots as head_dots
 from hpcgnn.kernels.cuda.gat import head_scores as head_scores
 from hpcgnn.kernels.cuda.gatv2 import gatv2_backward as gatv2_backward
 from hpcgnn.kernels.cuda.gatv2 import gatv2_forward as gatv2_forward
-from hpcgnn.kernels.cuda.launch import launch, matrices, matrix, pointer
+from hpcgnn.kernels.cuda.launch import int32, int64, launch, matrices, matrix, pointer
 from hpcgnn.kernels.cuda.shapes import NAMES, RowShape, vector_width
 from hpcgnn.kernels.cuda.sums import range_rows as range_rows
 from hpcgnn.kernels.cuda.sums import spmm as spmm
@@ -77,7 +77,7 @@ def pack_parts(parts: Parts, rows: Tensor) -> None:
     width, heads = x.shape[1], scalars[0][0].shape[1]
     vector = vector_width(width, (x, out))
     shape = RowShape.of(width // vector + len(scalars) * heads, 1, 0)
-    missing = [(np.uintp(0), np.int64(0))] * (_MOST_SCALARS - len(scalars))
+    missing = [(np.uintp(0), int64(0))] * (_MOST_SCALARS - len(scalars))
     launch(
         "rows",
         f"pack_message<{NAMES[x.dtype]}, {NAMES[out.dtype]}, {vector}>",
@@ -85,12 +85,12 @@ def pack_parts(parts: Parts, rows: Tensor) -> None:
         (
             *matrix(x),
             pointer(rows),
-            np.int64(len(rows)),
+            int64(len(rows)),
             *matrix(out),
             *matrices(*(given for given, _ in scalars)),
             *(argument for pair in missing for argument in pair),
             *matrix(scalars[0][1]),
-            *map(np.int32, (width, heads, len(scalars), shape.lanes_log)),
+            *map(int32, (width, heads, len(scalars), shape.lanes_log)),
         ),
         x.device,
     )
@@ -129,10 +129,10 @@ def _rows(kernel: str, x: Tensor, rows: Tensor, out: Tensor) -> None:
         (
             *matrix(x),
             pointer(rows),
-            np.int64(len(rows)),
+            int64(len(rows)),
             *matrix(out),
-            np.int32(width),
-            np.int32(shape.lanes_log),
+            int32(width),
+            int32(shape.lanes_log),
         ),
         x.device,
     )

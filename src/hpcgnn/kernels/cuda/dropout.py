@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.kernels.checks import sum_type
-from hpcgnn.kernels.cuda.launch import THREADS, WARP, launch, matrix, pointer, real
+from hpcgnn.kernels.cuda.launch import THREADS, WARP, int32, int64, launch, matrix, pointer, real
 from hpcgnn.kernels.cuda.shapes import NAMES, power_of_two, vector_width
 from hpcgnn.kernels.masks import WORD, EdgeDropout, Stream, Sums
 
@@ -88,17 +88,17 @@ def dropout_nodes(
             *matrix(x),
             *matrix(out),
             pointer(ids),
-            np.int64(x.shape[0]),
-            np.int32(x.shape[1]),
+            int64(x.shape[0]),
+            int32(x.shape[1]),
             *matrix(divisor),
-            np.int32(x.shape[1] // parts),
+            int32(x.shape[1] // parts),
             pointer(bias),
             np.uint64(stream_key(stream)),
             threshold(p),
             real(sum_type(x.dtype))(1 / (1 - p)),
-            np.int32(relu),
+            int32(relu),
             pointer(passed),
-            np.int32(lanes_log),
+            int32(lanes_log),
         ),
         x.device,
     )
@@ -129,10 +129,10 @@ def passed_backward(passed: Tensor, g: Tensor, out: Tensor, p: float) -> None:
             pointer(passed),
             *matrix(g),
             *matrix(to),
-            np.int64(rows),
-            np.int32(width),
+            int64(rows),
+            int32(width),
             real(sum_type(g.dtype))(1 / (1 - p)),
-            np.int32(lanes.bit_length() - 1),
+            int32(lanes.bit_length() - 1),
         ),
         g.device,
     )
@@ -152,10 +152,10 @@ def relu_dropout_backward(y: Tensor, g: Tensor, out: Tensor, p: float) -> None:
             *matrix(y),
             *matrix(g),
             *matrix(out),
-            np.int64(g.shape[0]),
-            np.int32(g.shape[1]),
+            int64(g.shape[0]),
+            int32(g.shape[1]),
             real(sum_type(g.dtype))(1 / (1 - p)),
-            np.int32(lanes_log),
+            int32(lanes_log),
         ),
         g.device,
     )

@@ -25,6 +25,8 @@ from hpcgnn.kernels.cuda.dropout import edge_dropout
 from hpcgnn.kernels.cuda.launch import (
     THREADS,
     edges,
+    int32,
+    int64,
     launch,
     matrices,
     matrix,
@@ -44,7 +46,7 @@ from hpcgnn.kernels.cuda.sums import spmm
 
 SLAB_EDGES = 1 << 22  # whose score gradients are stored at a time, where edge features need them
 _PRODUCT_EDGES = 1 << 9  # added in the accumulation dtype, before float64
-_NO_TERM = (np.uintp(0), np.int64(0), np.uintp(0), np.int32(0))
+_NO_TERM = (np.uintp(0), int64(0), np.uintp(0), int32(0))
 _SCORED = 4  # rows that a group of lanes scores: UNROLL in common.cuh
 _BOUND_BLOCKS = 512  # most blocks that search for the longest row
 
@@ -68,7 +70,7 @@ def gat_forward(
             (
                 *matrices(sources.z, sources.s, t),
                 *softmax_arguments(softmax),
-                np.int32(softmax.self_loops),
+                int32(softmax.self_loops),
                 *edge_term(block, scoring),
                 *edge_dropout(scoring.dropout, sources.z, reverse=False),
             ),
@@ -130,11 +132,11 @@ class Kernel:
                     *edges(block, rows, LONGEST),
                     *arguments,
                     real(self.dtype)(scoring.slope),
-                    *map(np.int32, (self.heads, self.channels)),
+                    *map(int32, (self.heads, self.channels)),
                     *shape.logs,
                     first_channel,
                     *((keep,) if keeps else ()),
-                    np.int32(partial),
+                    int32(partial),
                 ),
                 self.device,
             )
@@ -146,7 +148,7 @@ def edge_term(block: Block, scoring: Scoring) -> tuple[np.generic, ...]:
         return _NO_TERM
     features = block.features
     width = 0 if features is None else features.shape[1]
-    return (*matrix(scoring.edge_weight), pointer(features), np.int32(width))
+    return (*matrix(scoring.edge_weight), pointer(features), int32(width))
 
 
 def softmax_arguments(softmax: RunningSoftmax) -> tuple[np.generic, ...]:
@@ -176,9 +178,9 @@ def head_dots(
             pointer(minus),
             *matrix(grad),
             real(a.dtype)(1 / (1 - p)),
-            np.int64(rows),
+            int64(rows),
             *matrix(out),
-            *map(np.int32, (heads, kernel.channels)),
+            *map(int32, (heads, kernel.channels)),
             *shape.logs,
         ),
         a.device,
@@ -199,9 +201,9 @@ def head_scores(z: Tensor, source: Tensor, target: Tensor, out: Tensor) -> None:
         (
             *matrix(z),
             *map(pointer, (source, target)),
-            np.int64(rows),
+            int64(rows),
             *matrix(out),
-            *map(np.int32, (heads, kernel.channels)),
+            *map(int32, (heads, kernel.channels)),
             *shape.logs,
         ),
         z.device,
@@ -233,11 +235,11 @@ def run_softmax(
         (hubs.high - hubs.low, 1),
         (
             *map(pointer, (hubs.join.rows, hubs.join.begin, hubs.join.end)),
-            *map(np.int64, (hubs.low, hubs.first)),
+            *map(int64, (hubs.low, hubs.first)),
             *softmax_arguments(chunks),
             *softmax_arguments(softmax),
-            np.int32(heads),
-            np.int32(out.shape[1] // heads),
+            int32(heads),
+            int32(out.shape[1] // heads),
         ),
         out.device,
     )
@@ -272,7 +274,7 @@ def gat_backward(
             (
                 *matrices(destinations.g, *scalars),
                 *matrices(sources.z, sources.s, grad_z, grad_s),
-                *map(np.int32, (grads.self_loops and not partial, grads.adds or partial)),
+                *map(int32, (grads.self_loops and not partial, grads.adds or partial)),
                 pointer(None if units is None else units.sums),
                 *bounds,
                 scores,
@@ -388,9 +390,9 @@ class _Bounds:
             (
                 *matrix(x),
                 *matrix(scalars),
-                np.int64(rows),
+                int64(rows),
                 *map(pointer, (found[:1], found[1:], sums if summed else None)),
-                *map(np.int32, (self.heads, kernel.channels)),
+                *map(int32, (self.heads, kernel.channels)),
                 *shape.logs,
             ),
             x.device,
@@ -434,8 +436,8 @@ class _Units:
                 pointer(self.sums),
                 *self.arguments,
                 *matrix(grad_t),
-                np.int64(num_rows),
-                np.int32(heads),
+                int64(num_rows),
+                int32(heads),
             ),
             grad_t.device,
         )

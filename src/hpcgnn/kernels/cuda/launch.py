@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpcgnn.errors import HpcgnnError, InputError
+from hpcgnn.errors import InputError, KernelError
 from hpcgnn.kernels.block import Block
 
 FOLDER = Path(__file__).with_name("src")
@@ -29,6 +30,19 @@ THREADS = 128
 WARP = 32
 _CUPY = (14, 2)  # older ones never find templates with several parameters in their cache
 _LOCK = "hpcgnn.lock"
+_NUMBERS = 1 << 12  # that are kept
+_REMEDIES = (  # by what CuPy, NVRTC or the driver says
+    (
+        re.compile(r"no.?kernel.?image|NO_BINARY|(INVALID|UNSUPPORTED)_PTX", re.IGNORECASE),
+        "the GPU or its driver (nvidia-smi) does not suit this CuPy: install the one for the "
+        "driver's version of CUDA; ",
+    ),
+    (
+        re.compile(r"(could not|cannot) open|no such file|libnvrtc|not found", re.IGNORECASE),
+        "CuPy does not find CUDA's compiler or headers: install hpcgnn[cuda] (CUDA 12) or "
+        "hpcgnn[cuda13]; ",
+    ),
+)
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 
 
@@ -73,7 +87,7 @@ def _start(
 ) -> None:
     cupy = _cupy()
     with cupy.cuda.Device(device.index), _stream(torch.cuda.current_stream(device).cuda_stream):
-        _kernel(name, expression)(blocks, (THREADS,), tuple(arguments))
+        _kernel(name, expression, device)(blocks, (THREADS,), tuple(arguments))
 
 
 @cache
@@ -103,15 +117,15 @@ def check_version(version: str) -> None:
 
 
 @cache
-def _kernel(name: str, expression: str) -> Any:
+def _kernel(name: str, expression: str, device: torch.device) -> Any:
     """Return the kernel, loaded on the GPU; one process of a machine compiles it for all.
 
     Raises:
         torch.OutOfMemoryError: the GPU has no memory for its code.
-        HpcgnnError: it can't be compiled or loaded.
+        KernelError: it can't be compiled or loaded.
     """
     cupy = _cupy()
-    with loading(expression), _alone(_cache_folder()):
+    with loading(expression, device), _alone(_cache_folder()):
         module = cupy.RawModule(code=source(name), options=OPTIONS, name_expressions=(expression,))
         function = module.get_function(expression)
         _ = function.num_regs  # the code is loaded when this is first read
@@ -119,7 +133,7 @@ def _kernel(name: str, expression: str) -> Any:
 
 
 @contextmanager
-def loading(expression: str) -> Iterator[None]:
+def loading(expression: str, device: torch.device) -> Iterator[None]:
     """Turn CuPy's errors in compiling and loading a kernel into ours."""
     try:
         yield
@@ -127,10 +141,18 @@ def loading(expression: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if "out of memory" in text.lower():
             raise torch.OutOfMemoryError(f"the code of kernel {expression}: {text}") from None
-        raise HpcgnnError(
-            f"the GPU kernel {expression} can't be compiled or loaded ({type(error).__name__}: "
-            f"{text[:300]}): `hpcgnn doctor` tests one kernel of each kind"
+        remedy = next((advice for sign, advice in _REMEDIES if sign.search(text)), "")
+        raise KernelError(
+            f"the GPU kernel {expression} can't be compiled or loaded on {_named(device)}: "
+            f"{type(error).__name__}: {text[:300]}: {remedy}`hpcgnn doctor` tests one kernel of "
+            "each kind"
         ) from error
+
+
+def _named(device: torch.device) -> str:
+    with suppress(Exception):  # the GPU itself may have failed
+        return f"{device} ({torch.cuda.get_device_properties(device).name})"
+    return str(device)
 
 
 def _cache_folder() -> Path:
@@ -173,6 +195,18 @@ def pointer(tensor: Tensor | None) -> np.uintp:
     return np.uintp(0 if tensor is None else tensor.data_ptr())
 
 
+@lru_cache(maxsize=_NUMBERS)
+def int32(value: int) -> np.int32:
+    """Return the number as NumPy's, which takes longer to make than to find again."""
+    return np.int32(value)
+
+
+@lru_cache(maxsize=_NUMBERS)
+def int64(value: int) -> np.int64:
+    """Like `int32`."""
+    return np.int64(value)
+
+
 def real(dtype: torch.dtype) -> type[np.floating[Any]]:
     """Return the NumPy type of a kernel parameter in the accumulation dtype."""
     return np.float64 if dtype == torch.float64 else np.float32
@@ -180,7 +214,7 @@ def real(dtype: torch.dtype) -> type[np.floating[Any]]:
 
 def matrix(tensor: Tensor | None) -> tuple[np.uintp, np.int64]:
     """Return the address and the row stride of a matrix."""
-    return pointer(tensor), np.int64(0 if tensor is None else tensor.stride(0))
+    return pointer(tensor), int64(0 if tensor is None else tensor.stride(0))
 
 
 def matrices(*tensors: Tensor) -> tuple[np.generic, ...]:
@@ -190,7 +224,13 @@ def matrices(*tensors: Tensor) -> tuple[np.generic, ...]:
 
 def edges(block: Block, rows: tuple[int, int], longest: int) -> tuple[np.generic, ...]:
     """Return the arguments of the macro EDGES; rows of more than `longest` edges are skipped."""
-    return (
-        *map(pointer, (block.rows, block.begin, block.end, block.columns)),
-        *map(np.int64, (block.column_offset, *rows, longest)),
-    )
+    return (*block.derived(_Edges()), *map(int64, (*rows, longest)))
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """The arguments of the macro EDGES that are the same in every launch."""
+
+    def build(self, block: Block, /) -> tuple[np.generic, ...]:
+        arrays = (block.rows, block.begin, block.end, block.columns)
+        return (*map(pointer, arrays), int64(block.column_offset))

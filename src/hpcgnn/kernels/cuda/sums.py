@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from hpcgnn.kernels.backend import Rows
 from hpcgnn.kernels.block import Block, RowScale
 from hpcgnn.kernels.checks import sum_type
 from hpcgnn.kernels.chunks import LONGEST, split_of
-from hpcgnn.kernels.cuda.launch import edges, launch, matrix, pointer
+from hpcgnn.kernels.cuda.launch import edges, int32, launch, matrix, pointer
 from hpcgnn.kernels.cuda.shapes import BARE, NAMES, SCALED, WEIGHTED, RowShape, vector_width
 
 _MOST_MAXIMUM = 4  # most columns per lane: maxima keep a count beside each
@@ -82,7 +81,7 @@ def _spmm(
             pointer(None if after is None else after.loop_N),
             *matrix(x),
             *matrix(out),
-            *map(np.int32, (width, shape.lanes_log, shape.span_log, partial, adds)),
+            *map(int32, (width, shape.lanes_log, shape.span_log, partial, adds)),
         ),
         x.device,
     )
@@ -142,7 +141,7 @@ def _maximum(
             *matrix(counts),
             *matrix(best),
             *matrix(ties),
-            *map(np.int32, (width, sign < 0, shape.lanes_log, shape.span_log, partial)),
+            *map(int32, (width, sign < 0, shape.lanes_log, shape.span_log, partial)),
         ),
         x.device,
     )
@@ -186,7 +185,7 @@ def _maximum_backward(
             *matrix(share),
             *matrix(x),
             *matrix(grad),
-            *map(np.int32, (width, shape.lanes_log, shape.span_log, partial)),
+            *map(int32, (width, shape.lanes_log, shape.span_log, partial)),
         ),
         x.device,
     )

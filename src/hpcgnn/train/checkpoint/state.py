@@ -195,7 +195,8 @@ def restore_optimizer(
             states[name][key] = _moment(given[entry], parameters[name], what, path)
         elif key == "step" and (known or given[entry].size == 1):
             most = checkpoint.epoch if known else math.inf  # the trainer steps once per epoch
-            states[name][key] = _steps(given[entry], most, what, path)
+            steps = _steps(given[entry], most, what, path)
+            states[name][key] = steps.to(_place_of_steps(optimizer, parameters[name]))
         elif given[entry].size > max(parameters[name].numel(), 1):
             raise InputError(f"{what} has more numbers than the parameter", file=path)
         else:
@@ -233,6 +234,15 @@ def _expected(optimizer: Optimizer, parameters: dict[str, torch.nn.Parameter]) -
     if keys is None or any(group.get("amsgrad") or group.get("momentum") for group in groups):
         return None
     return [f"{name}/{key}" for name, p in parameters.items() if p.requires_grad for key in keys]
+
+
+def _place_of_steps(optimizer: Optimizer, parameter: torch.nn.Parameter) -> torch.device:
+    """Return where the optimizer counts steps: by the parameter if its kernel reads the count."""
+    for group in optimizer.param_groups:
+        if any(held is parameter for held in group["params"]):
+            beside = group.get("fused") or group.get("capturable")
+            return parameter.device if beside else torch.device("cpu")
+    return torch.device("cpu")
 
 
 def _steps(array: np.ndarray, most: float, what: str, path: Path) -> Tensor:
