@@ -47,6 +47,30 @@ def main(comm):
 sys.exit(world.run(main))
 """
 
+CAUGHT = """
+import gc, sys
+from pathlib import Path
+from hpcgnn.comm.communicator import Communicator
+from hpcgnn.storage.write import parallel
+from tests.storage.partitions import write_small
+
+real = parallel._write
+def fail(comm, *arguments):
+    if comm.rank == 1:
+        raise MemoryError
+    real(comm, *arguments)
+
+parallel._write = fail
+try:
+    write_small(Path(sys.argv[1]), Communicator(timeout=25), 2)
+except Exception:
+    pass
+gc.collect()
+parallel._write = real
+write_small(Path(sys.argv[1]), Communicator(timeout=25), 2)
+print("written", flush=True)
+"""
+
 
 def write_with(fault: str, call: str, path: Path, timeout: int) -> tuple[int, float, str]:
     """Write on two ranks, with a fault of rank 1 in this call; return status, seconds, stderr."""
@@ -88,6 +112,19 @@ def test_a_rank_that_ends_between_two_collective_calls_ends_the_job(tmp_path, fa
     status, seconds, err = write_with(fault, "parallel._write", tmp_path / "p.h5", timeout=25)
     assert status == expected and seconds < 20, err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_catches_such_an_error_can_write_again_and_ends(tmp_path):
+    done = subprocess.run(
+        ["mpiexec", "-n", "2", sys.executable, "-c", CAUGHT, tmp_path / "p.h5"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=Path(__file__).parents[3],
+        env=dict(os.environ),  # without the variables that MPI has set in C
+    )
+    assert done.stdout.count("written") == 2 and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "p.h5").exists()
 
 
 @pytest.mark.mpi

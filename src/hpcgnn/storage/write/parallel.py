@@ -83,6 +83,7 @@ def _opened(comm: Communicator, temporary: Path) -> Iterator[tuple[h5py.File, li
         with _library(comm, "close the partition file"):
             h5.close()
     except BaseException as error:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # until the process ends
         comm.unfinished.break_off("write the partition file", error, kept)
         raise
 
