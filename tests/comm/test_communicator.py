@@ -13,6 +13,8 @@ from mpi4py import MPI
 
 from hpcgnn.comm import collectives
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.exchange import Exchange
+from hpcgnn.comm.ring import Ring
 from hpcgnn.errors import CommunicationError, HpcgnnError, InputError, NumericalError
 
 pytestmark = pytest.mark.mpi
@@ -184,6 +186,15 @@ def test_sub_makes_a_communicator_of_some_ranks(comm):
     if part is not None:
         assert part.allgather(comm.rank) == ranks
         part.close()
+
+
+def test_a_closed_communicator_says_so(comm):
+    made = Communicator(comm.mpi)
+    made.close()
+    sums, exchange = lambda: made.allreduce(1), lambda: Exchange(Ring(made), [], [], 1, torch.float)
+    for use in (made.barrier, made.close, sums, exchange):
+        with pytest.raises(CommunicationError, match="was closed"):
+            use()
 
 
 def test_timeout_is_read_from_the_environment(comm, monkeypatch):

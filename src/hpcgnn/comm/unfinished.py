@@ -118,8 +118,9 @@ class Unfinished:
         self._under_way.messages = True
 
     def close(self) -> None:
-        """Free the communicator. Collective."""
+        """Free the communicator, and refuse all later operations. Collective."""
         self._mpi.Free()
+        self._refusal = CommunicationError("this communicator was closed: make another one")
 
     @contextmanager
     def waiting(self, where: str, keep: object) -> Iterator[None]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from hpcgnn.comm.liveness.failure import Ranks, abort, end_job
-from hpcgnn.comm.liveness.termination import ENDING, Handler
+from hpcgnn.comm.liveness.termination import ENDING, Handler, held
 from hpcgnn.comm.liveness.watchdog import LostRank
 
 _STDERR = 2
@@ -48,9 +48,9 @@ def signals_end(comm: Ranks, *, locked: bool) -> Iterator[None]:
 
 @contextmanager
 def _default(ours: Mapping[signal.Signals, Any]) -> Iterator[None]:
-    for number in ours:
-        signal.signal(number, signal.SIG_DFL)
     try:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
         yield
     finally:
         for number, handler in ours.items():
@@ -62,15 +62,19 @@ def _heard(comm: Ranks, ours: Collection[int]) -> Iterator[None]:
     """Let a thread hear the signals: ended by one itself, a rank has no status 128 + n."""
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_hear, args=(comm, ours, reader), daemon=True)
-    thread.start()
+    former: int | None = None
     try:
+        with held():  # a signal raised in between would leave the number set for another file
+            former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            thread.start()
         yield
     finally:
-        signal.set_wakeup_fd(former)
+        if former is not None:
+            signal.set_wakeup_fd(former)
         writer.close()
-        thread.join()
+        if thread.is_alive():
+            thread.join()
 
 
 def _hear(comm: Ranks, ours: Collection[int], reader: socket.socket) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -53,20 +53,39 @@ def write_together(
     datasets = [dataset for found, _ in plans for dataset in found]
     with agreed(comm, "reserve space for the partition file"):
         _reserve(path, temporary, datasets, comm.rank == 0)
-    with _library(comm, "open the partition file", locked=True):
-        h5 = h5py.File(temporary, "r+", driver="mpio", comm=comm.mpi, libver=atomic.LIBVER)
-    # No with-block: close is collective, and would wait for a lost rank.
-    output = atomic.OutputFile(h5, path)
-    for name, dtype, shape in datasets:
-        with _library(comm, f"create {name}"):
-            dataset = output.dataset(name, np.dtype(dtype), shape, compress=compress)
-        if 0 not in shape:
-            _write(comm, dataset, name, arrays.get(name))
-    with _library(comm, "write attributes", locked=True):
-        for group, name, value in (attribute for _, found in plans for attribute in found):
-            atomic.set_attribute(h5[group], name, value)
-    with _library(comm, "close the partition file"):
-        h5.close()
+    with _opened(comm, temporary) as (h5, kept):
+        output = atomic.OutputFile(h5, path)
+        for name, dtype, shape in datasets:
+            with _library(comm, f"create {name}"):
+                dataset = output.dataset(name, np.dtype(dtype), shape, compress=compress)
+            kept[1:] = [dataset]
+            if 0 not in shape:
+                _write(comm, dataset, name, arrays.get(name))
+        with _library(comm, "write attributes", locked=True):
+            for group, name, value in (attribute for _, found in plans for attribute in found):
+                atomic.set_attribute(h5[group], name, value)
+
+
+@contextmanager
+def _opened(comm: Communicator, temporary: Path) -> Iterator[tuple[h5py.File, list[Any]]]:
+    """Open the file on all ranks, and close it together; after an error it stays open.
+
+    Closing is collective: collected as garbage, the file would wait for the other ranks without
+    end, and keep this process's threads from running. Yields the file, and a list of what is kept
+    in memory after an error.
+    """
+    kept: list[Any] = []
+    try:
+        with _library(comm, "open the partition file", locked=True):
+            h5 = h5py.File(temporary, "r+", driver="mpio", comm=comm.mpi, libver=atomic.LIBVER)
+            kept.append(h5)
+        yield h5, kept
+        with _library(comm, "close the partition file"):
+            h5.close()
+    except BaseException as error:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))  # until the process ends
+        comm.unfinished.break_off("write the partition file", error, kept)
+        raise
 
 
 @contextmanager
