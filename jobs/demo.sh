@@ -7,10 +7,16 @@ cd "$(dirname "$0")/.."
 bin=${VENV:-.venv}/bin
 PATH="$(cd "$bin" && pwd):$PATH"
 export PATH OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# shellcheck source=jobs/attended.sh
+source jobs/attended.sh
 
 show() {
+    local status=0
     printf '\n$ %s\n' "$*"
-    "$@"
+    attended "$@" || status=$?
+    # Training that a signal stopped ends with status 0.
+    [ -z "$passed" ] || exit "$status"
+    return "$status"
 }
 
 mkdir -p demo

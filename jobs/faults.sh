@@ -8,5 +8,7 @@ unset CDPATH
 cd "$(dirname "$0")/.."
 python=${HPCGNN_VENV:-.venv}/bin/python
 export OMP_NUM_THREADS=1
-"$python" -m tests.faults.sweep --seed "${1:-0}" --count "${2:-130}"
-"$python" -m tests.faults.corruption --seed "${1:-0}" --count 500
+# shellcheck source=jobs/attended.sh
+source jobs/attended.sh
+attended "$python" -m tests.faults.sweep --seed "${1:-0}" --count "${2:-130}"
+attended "$python" -m tests.faults.corruption --seed "${1:-0}" --count 500

@@ -10,6 +10,7 @@ unset CDPATH
 : "${HPCGNN_HOME:=$(cd "$(dirname "$0")/.." && pwd)}"
 # shellcheck source=jobs/launch.sh
 source "$HPCGNN_HOME/jobs/launch.sh"
+check_numbers SMALLER
 
 out=${1:-runs/bench}
 only=" ${*:2} "

@@ -27,6 +27,9 @@
 set -euo pipefail
 unset CDPATH
 cd "$(dirname "$0")/.."
+# shellcheck source=jobs/attended.sh
+source jobs/attended.sh
+check_numbers BUDGET LIMIT WORKERS NODES EDGES EPOCH_NODES LARGE_NODES
 
 python=${PYTHON:-.venv/bin/python}
 [ -x "$python" ] || python=$(command -v python3)
@@ -182,8 +185,13 @@ for part in "${parts[@]}"; do
     fi
     echo "== $part (at most $limit s)"
     # The limit ends a part with all processes that it has started.
-    timeout --kill-after=10 "$limit" bash -euo pipefail -c \
-        "device=(${device[*]}); $part" 2>&1 | tee "$out/$part.log" || status=$?
+    exec 3> >(tee -i "$out/$part.log")
+    tee=$!
+    attended timeout --kill-after=10 "$limit" bash -euo pipefail -c \
+        "device=(${device[*]}); $part" >&3 2>&1 3>&- || status=$?
+    exec 3>&-
+    wait "$tee" || true
+    [ -z "$passed" ] || exit "$status"
     said=ok
     ! grep -q '^skipped: ' "$out/$part.log" || said=skipped
     [ "$status" -eq 0 ] || said="FAILED ($status)" failed=1

@@ -51,16 +51,18 @@ absolute() {
 absolute PATH LD_LIBRARY_PATH PYTHONPATH
 export PATH="$HPCGNN_VENV/bin:$PATH" PYTHONSAFEPATH=1
 
+# shellcheck source=jobs/attended.sh
+source "$HPCGNN_HOME/jobs/attended.sh"
+check_numbers HPCGNN_GPUS_PER_NODE
+
 # -P: no code of the folder the job was submitted in.
-serial() { python -P -m hpcgnn "$@"; }
+serial() { attended python -P -m hpcgnn "$@"; }
 
 # note WORD...: a line of the log. A full disk ends neither a trap nor the job.
 note() { echo "$(date '+%F %T') $*" 2>/dev/null || true; }
 
-step=
-interrupted=
 forward() {
-    interrupted=yes
+    woken=yes
     [ -n "$step" ] || return 0
     note "SIG$1: the ranks are told to write a checkpoint and stop"
     # Slurm signals the step's processes itself; srun also forwards a signal, without slurmctld.
@@ -70,24 +72,25 @@ forward() {
 launch() {
     local status=0
     if [ -z "${SLURM_JOB_ID:-}" ]; then
-        mpiexec -n "$HPCGNN_RANKS" python -P -m hpcgnn "$@"
+        attended mpiexec -n "$HPCGNN_RANKS" python -P -m hpcgnn "$@"
         return
     fi
+    woken=
     trap 'forward USR1' USR1
     trap 'forward TERM' TERM
+    trap 'pass TERM' INT HUP  # in a shell of salloc
     # In the background: bash runs a trap only between commands or while it waits.
     srun --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" "$HPCGNN_HOME/jobs/rank.sh" \
         python -P -m hpcgnn "$@" &
     step=$!
     wait "$step" || status=$?
     # A trap ends `wait` early with its own status: wait again.
-    while [ -n "$interrupted" ]; do
-        interrupted=
-        status=0
+    while [ -n "$woken" ]; do
+        woken='' status=0
         wait "$step" || status=$?
     done
     step=
-    trap - USR1 TERM
+    trap - USR1 TERM INT HUP
     return "$status"
 }
 

@@ -7,6 +7,7 @@ Pages that several processes share count once (PSS); looked at four times a seco
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -41,6 +42,8 @@ def main() -> int:
     out, *command = sys.argv[1:]
     began, most = time.monotonic(), 0
     with subprocess.Popen(command) as process:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda number, frame: process.send_signal(number))
         while process.poll() is None:
             most = max(most, sum(map(held, descendants(process.pid))))
             time.sleep(0.25)

@@ -11,6 +11,7 @@ unset CDPATH
 export HPCGNN_RANKS=${HPCGNN_RANKS:-4}
 # shellcheck source=jobs/launch.sh
 source "$HPCGNN_HOME/jobs/launch.sh"
+check_numbers NODES FEATURES HIDDEN
 
 folder=${1:-runs/scale}
 nodes=${NODES:-10000000}
@@ -23,8 +24,9 @@ ranks=(mpiexec -n "$HPCGNN_RANKS" hpcgnn)
 stage() {
     local name=$1 status=0
     shift
-    python -P "$HPCGNN_HOME/jobs/peak.py" "$folder/$name.peak" "$@" >"$folder/$name.log" 2>&1 ||
-        status=$?
+    attended python -P "$HPCGNN_HOME/jobs/peak.py" "$folder/$name.peak" "$@" \
+        >"$folder/$name.log" 2>&1 || status=$?
+    [ -z "$passed" ] || exit "$status"
     read -r seconds mebibytes _ <"$folder/$name.peak"
     if [ $status != 0 ]; then
         note="status $status: $(tail -n 1 "$folder/$name.log")"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,9 @@ def _bash(
         (["pipeline.sh", "--nodes"], {}, "a value after: --nodes"),
         (["pipeline.sh", "--nodes", "PATH[$(touch ran)]", "g.h5", "web"], {}, "not a number of"),
         (["pipeline.sh", "g.h5", ".."], {}, "NAME must fit in the names of files: .."),
+        (["figures.sh", "out"], {"SMALLER": "1.5"}, "figures.sh: SMALLER must be a whole number"),
+        (["gpu_check.sh"], {"LIMIT": "\x1b[31m"}, r"at least 1: $'\E[31m'"),
+        (["predict.sbatch"], {"HPCGNN_GPUS_PER_NODE": "0"}, "HPCGNN_GPUS_PER_NODE must be a whole"),
         (["convert.sbatch", "no.csv", "g.h5"], {"CDPATH": ".", "HPCGNN_VENV": "env"}, "no.csv: no"),
     ],
 )
@@ -69,6 +73,24 @@ def test_a_full_log_keeps_neither_signal_nor_job_back(tmp_path):
     assert done.returncode == 0, done.stderr
     called = (tmp_path / "called").read_text().splitlines()
     assert "scancel --signal=USR1 7" in called and "scontrol requeue 7" in called
+
+
+@pytest.mark.parametrize(("number", "status"), [("INT", 7), ("TERM", 8), ("HUP", 8), ("KILL", -9)])
+def test_what_a_script_runs_gets_the_signals_of_the_script(tmp_path, number, status):
+    """Also where the script alone gets them, which mpiexec and ranks would survive."""
+    runs = "trap 'exit 7' INT; trap 'exit 8' TERM; echo; while :; do sleep 0.02; done"
+    script = f'source {JOBS}/attended.sh; attended bash -c "$1"'
+    with subprocess.Popen(
+        ["bash", "-c", script, "-", runs],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.Signals[f"SIG{number}"])
+        assert process.wait(20) == status
+        assert process.stdout.read() == ""  # at its end, since the command has ended as well
 
 
 def test_a_full_disk_leaves_former_job_scripts(tmp_path, monkeypatch, capsys):

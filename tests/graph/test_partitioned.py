@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
 
 import pytest
 import torch
 
+from hpcgnn import nn
+from hpcgnn.errors import InputError
 from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.subgraph import message_flow
@@ -85,3 +88,41 @@ def test_names_of_other_libraries_are_answered_with_ours(graph, name, said):
     with pytest.raises(AttributeError, match=f"no attribute '{name}': {said}"):
         getattr(graph, name)
     assert not hasattr(graph, "zzz")
+
+
+@pytest.mark.parametrize("side", ["in_edges", "out_edges"])
+@pytest.mark.parametrize("name", ["weight", "relation", "features", "columns", "send_rows"])
+def test_layers_refuse_a_graph_that_was_changed_in_place(comm, side, name):
+    """What was derived from it, and the edges of the other direction, don't follow."""
+    whole = random_graph(60, 200, weighted=True, num_relations=2, edge_width=2)
+    graph, layer = distribute(whole, comm), nn.GCNConv(5, 2)
+    layer(graph, graph.features)
+    edges = getattr(graph, side)
+    array = edges.send_rows[comm.rank] if name == "send_rows" else None
+    array = getattr(edges.blocks[comm.rank], name) if array is None else array
+    array.mul_(2)
+    with pytest.raises(InputError, match=rf"graph\.{side}\..*{name}.* was changed in place"):
+        layer(graph, graph.features)
+
+
+@pytest.mark.parametrize("how", ["data", "numpy"])
+def test_changes_of_edges_that_torch_does_not_count_are_found(comm, how):
+    graph = distribute(random_graph(60, 200, weighted=True), comm)
+    layer, weight = nn.SAGEConv(5, 2), graph.in_edges.blocks[comm.rank].weight
+    layer(graph, graph.features)
+    if not len(weight):
+        weight.mul_(2)
+    elif how == "data":
+        weight.data.mul_(2)
+    else:
+        weight.numpy()[:] *= 2
+    with pytest.raises(InputError, match="weight was changed in place"):
+        layer(graph, graph.features)
+
+
+def test_copied_edges_may_be_used(graph):
+    edges = copy.deepcopy(graph.in_edges)
+    graph.in_edges.blocks[0].columns.mul_(1)
+    assert graph.changed() and edges.changed() is None
+    edges.blocks[0].columns.mul_(1)
+    assert edges.changed() == "blocks[0].columns"

@@ -273,10 +273,13 @@ def test_sparse_features_changed_in_place_are_refused(graph):
     sparse = replace(graph, features=sparse_rows(pointers, columns, values.ravel(), WIDTH))
     for layer in (nn.SAGEConv(WIDTH, 2), nn.GATConv(WIDTH, 2)):
         layer(sparse, sparse.features).sum().backward()
+    other = replace(graph, features=sparse_rows(pointers, columns, values.ravel(), WIDTH))
     sparse.features.block.weight.mul_(2)
-    for layer in (nn.SAGEConv(WIDTH, 2), nn.GATConv(WIDTH, 2)):
-        with pytest.raises(InputError, match="sparse features were changed in place"):
-            layer(sparse, sparse.features)
+    other.features.block.weight.numpy()[:] *= 2
+    for changed in (sparse, other) if graph.num_local_nodes else (sparse, sparse):
+        for layer in (nn.SAGEConv(WIDTH, 2), nn.GATConv(WIDTH, 2)):
+            with pytest.raises(InputError, match="sparse features were changed in place"):
+                layer(changed, changed.features)
 
 
 def test_cached_sums_do_not_keep_replaced_features_alive(graph):

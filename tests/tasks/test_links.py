@@ -178,3 +178,7 @@ def test_a_graph_with_hidden_edges_in_it_is_refused(comm):
     task.prepare(full)
     with pytest.raises(InputError, match=r"without the validation and test edges"):
         task.loss(full, x, task.targets(full, "train"))
+    hidden = task.prepare(full)
+    full.edge_split.zero_()
+    with pytest.raises(InputError, match=r"graph\.edge_split was changed in place after"):
+        task.loss(hidden, x, task.targets(hidden, "train"))

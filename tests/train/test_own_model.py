@@ -387,6 +387,13 @@ def test_training_without_gradients_is_refused(comm, shared_path):
         trainer.run()
 
 
+def test_masks_changed_after_the_trainer_read_them_are_refused(comm, shared_path):
+    trainer = make(comm, shared_path)
+    trainer.graph.valid_mask.logical_not_()
+    with pytest.raises(InputError, match=r"graph\.valid_mask was changed in place"):
+        trainer.run()
+
+
 def test_an_optimizer_that_couples_rows_of_ranks_is_refused(comm, shared_path):
     graph = part(comm)
     model = hpcgnn.convert_norms(Net(graph), graph)

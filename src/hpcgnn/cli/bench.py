@@ -303,7 +303,7 @@ def _start_ring(args: argparse.Namespace) -> None:
 
     options: list[object] = ["bench", "ring", "--sizes", *args.sizes, "--repeat", args.repeat]
     for name in ("json", "plot"):
-        options += [f"--{name}", getattr(args, name)] if getattr(args, name) else []
+        options += [f"--{name}={getattr(args, name)}"] if getattr(args, name) else []
     options += ["--force"] if args.force else []
     ended = job.ours(options, Layout.parse(args.ranks), Limits(_RING_SECONDS, 1 << 62))
     if ended.problem is not None:

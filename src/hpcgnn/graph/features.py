@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hpcgnn.comm.transport.staged import Copier
+from hpcgnn.errors import InputError
 from hpcgnn.kernels.block import Block, Derived
+from hpcgnn.kernels.seal import Seal
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,6 +21,24 @@ class SparseRows(Derived):
     shape: tuple[int, int]
     block: Block
     transposed: Block
+    _seal: Seal = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pair = {"block": self.block, "transposed": self.transposed}
+        arrays = {
+            f"{side}.{name}": getattr(block, name)
+            for side, block in pair.items()
+            for name in ("begin", "end", "columns", "weight")
+        }
+        object.__setattr__(self, "_seal", Seal(arrays, [f"{side}.weight" for side in pair]))
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if one of the two forms was changed in place: the other lacks it."""
+        if self._seal.changed():
+            raise InputError(
+                "sparse features were changed in place, which their transpose does not follow: "
+                "change them before `convert`, or use dense features"
+            )
 
     def to(self, device: torch.device | str) -> SparseRows:
         return SparseRows(self.shape, self.block.to(device), self.transposed.to(device))

@@ -20,6 +20,10 @@ from hpcgnn.graph.execution import Execution
 from hpcgnn.graph.features import HostRows, SparseRows
 from hpcgnn.graph.kinds import KindNames
 from hpcgnn.kernels.block import Block, Derived
+from hpcgnn.kernels.seal import Seal
+
+_OF_EDGES = ("weight", "relation", "features")
+_OF_BLOCKS = ("rows", "begin", "end", "columns", *_OF_EDGES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,20 @@ class EdgeBlocks(Derived):
     rank: int
     blocks: list[Block]
     send_rows: list[Tensor]
+    _seal: Seal = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        arrays: dict[str, Tensor | None]
+        arrays = {f"send_rows[{peer}]": rows for peer, rows in enumerate(self.send_rows)}
+        for peer, block in enumerate(self.blocks):
+            arrays |= {f"blocks[{peer}].{name}": getattr(block, name, None) for name in _OF_BLOCKS}
+        # Of the edges between local nodes; the versions of the others have to do.
+        compared = [f"blocks[{self.rank}].{name}" for name in ("columns", *_OF_EDGES)]
+        object.__setattr__(self, "_seal", Seal(arrays, compared))
+
+    def changed(self) -> str | None:
+        """Return the name of an array that was changed in place, or None."""
+        return self._seal.changed()
 
     @property
     def num_parts(self) -> int:
@@ -64,7 +82,8 @@ class PartitionedGraph(Derived):
     """One rank's part of the graph; local nodes are numbered 0 .. num_local_nodes - 1.
 
     It is immutable: `dataclasses.replace` makes another one. Data derived from it is requested by
-    `graph.derived(...)`, computed once and kept.
+    `graph.derived(...)`, computed once and kept. Layers refuse a graph whose edges or ids were
+    changed in place.
 
     Attributes:
         features: float32 `[n, F]`, a `SparseRows`, a `HostRows`, or None.
@@ -112,6 +131,19 @@ class PartitionedGraph(Derived):
     file: Path | None = None
     whole: PartitionedGraph | None = None
     whole_rows: Tensor | None = None
+    _seal: Seal = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        ids = {"node_ids": self.node_ids, "original_ids": self.original_ids}
+        object.__setattr__(self, "_seal", Seal(ids))
+
+    def changed(self) -> str | None:
+        """Return the name of an array of ids or edges that was changed in place, or None."""
+        name = self._seal.changed()
+        for side in ("in_edges",) if self.symmetric else ("in_edges", "out_edges"):
+            found = None if name else getattr(self, side).changed()
+            name = f"{side}.{found}" if found else name
+        return name
 
     if not TYPE_CHECKING:  # otherwise mypy would accept any name
 

@@ -104,7 +104,7 @@ class LabelInput(torch.nn.Module):
         """
         if rows.device.type == "cpu":
             return rows[~self.shown(graph)[rows]]
-        known = graph.derived(_HostLabels())
+        known = graph.derived(_HostLabels(_changes(graph.labels), _changes(graph.train_mask)))
         own = known.rows(rows)
         shown = known.candidates[own]
         if self.training:
@@ -157,7 +157,17 @@ class _OnHost:
         return self._rows
 
 
+def _changes(values: Tensor | None) -> int:
+    """Return how often the values were changed in place."""
+    return 0 if values is None or values.is_inference() else values._version
+
+
 @dataclass(frozen=True)
 class _HostLabels:
+    """The host's copy of labels and masks, for each number of changes in place."""
+
+    labels: int
+    mask: int
+
     def build(self, graph: PartitionedGraph) -> _OnHost:
         return _OnHost(graph)

@@ -46,6 +46,7 @@ class GCNConv(torch.nn.Module):
     or its weights cancel out, InputError names the first such node.
 
     Args:
+        improved: loops have weight 2; in PyTorch Geometric 2.8 only where edges have weights.
         cached: has no effect: the normalisation of a graph is always computed once and kept.
         add_self_loops: by default the value of `normalize`.
     """

@@ -43,6 +43,13 @@ def check_rows(
     device = graph.node_ids.device
     if isinstance(x, Tensor) and x.device != device:
         raise InputError(f"{who}: must be on {device}, like the graph", value=str(x.device))
+    changed = graph.changed()
+    if changed:
+        raise InputError(
+            f"{who}: graph.{changed} was changed in place, which what was computed from it does "
+            "not follow: change the graph before `convert`, or make another by dataclasses.replace",
+            rank=graph.ring.comm.rank,
+        )
 
 
 def check_features(
@@ -63,6 +70,8 @@ def check_features(
             value=type(x).__name__,
         )
     shape = tuple(x.shape)
+    if isinstance(x, SparseRows):
+        x.check_unchanged()
     if isinstance(x, Tensor):
         if x.layout != torch.strided:
             raise InputError(f"{who}: must be a dense tensor", value=str(x.layout))

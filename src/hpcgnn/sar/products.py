@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
-from hpcgnn.errors import InputError
 from hpcgnn.graph.arrays import Arrays
 from hpcgnn.graph.features import HostRows, NodeFeatures, SparseRows
 from hpcgnn.kernels.checks import HALF_PRECISION, sum_type
@@ -128,7 +127,7 @@ def product(x: NodeFeatures, weight_GF: Tensor, dtype: torch.dtype | None = None
         return x.to(dtype) @ weight_GF.to(dtype).t()
     if isinstance(x, HostRows):
         return readable(x.times(weight_GF, dtype))
-    _check_unchanged(x)
+    x.check_unchanged()
     weight_FG = weight_GF.t().contiguous()
     out_NG = weight_FG.new_zeros(x.shape[0], weight_FG.shape[1])
     kernels.spmm(x.block, weight_FG, out_NG)
@@ -144,24 +143,11 @@ def weight_gradient(x: NodeFeatures, grad_NG: Tensor, dtype: torch.dtype | None 
         return (grad_NG.to(factor).t() @ x.to(factor)).to(grad_NG.dtype)
     if isinstance(x, HostRows):
         return x.weight_gradient(grad_NG, dtype)
-    _check_unchanged(x)
+    x.check_unchanged()
     grad_NG = grad_NG.contiguous()
     grad_FG = grad_NG.new_zeros(x.shape[1], grad_NG.shape[1])
     kernels.spmm(x.transposed, grad_NG, grad_FG)
     return grad_FG.t()
-
-
-def _check_unchanged(x: SparseRows) -> None:
-    """Raise InputError if the values were changed in place in one of their two forms only.
-
-    Forward would read others than backward.
-    """
-    rows_E, columns_E = x.block.weight, x.transposed.weight
-    if rows_E is not None and columns_E is not None and rows_E._version != columns_E._version:
-        raise InputError(
-            "sparse features were changed in place, which their transpose does not follow: change "
-            "them before `convert`, or use dense features"
-        )
 
 
 class RowProduct:

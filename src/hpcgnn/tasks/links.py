@@ -18,6 +18,7 @@ from hpcgnn.graph.draws import below, key_of, unit
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.graph.places import EdgeEnds, FindPlaces, Places
 from hpcgnn.graph.subgraph import without_edges
+from hpcgnn.kernels.seal import Seal
 from hpcgnn.sar.pairs import NodePairs, pair_values
 from hpcgnn.sorting import sorted_unique
 from hpcgnn.tasks.metrics import hits_at, mean_reciprocal_rank, roc_auc
@@ -151,6 +152,7 @@ class LinkPrediction(TaskDefaults):
         self.hits_at, self.seed = hits_at, seed
         self._supervision: Supervision | None = None
         self._nodes: Tensor | None = None
+        self._splits = Seal({})
 
     def prepare(self, graph: PartitionedGraph) -> PartitionedGraph:
         """Return the graph without the edges of valid and test, which are kept here; collective.
@@ -171,6 +173,7 @@ class LinkPrediction(TaskDefaults):
             for code, name in enumerate(SPLITS, 1)
         }
         self._supervision = Supervision(pairs, KnownEdges.of(graph))
+        self._splits = Seal({"edge_split": splits})
         return replace(without_edges(graph, splits > 1), edge_labels=None, edge_split=None)
 
     def targets(self, graph: PartitionedGraph, split: str) -> Tensor:
@@ -248,6 +251,11 @@ class LinkPrediction(TaskDefaults):
             raise InputError(
                 "link prediction needs a graph whose edges are split (convert --link-split), "
                 "without the validation and test edges: task.prepare(graph) returns it"
+            )
+        if self._splits.changed():
+            raise InputError(
+                "graph.edge_split was changed in place after task.prepare(graph), which divided "
+                "the edges: change it before"
             )
         return self._supervision
 

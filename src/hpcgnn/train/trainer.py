@@ -20,13 +20,14 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import HpcgnnError, InputError, NumericalError, say, warn
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.seal import Seal
 from hpcgnn.models.build import Model
 from hpcgnn.models.demands import content_of
 from hpcgnn.models.unread import note_on_layers
 from hpcgnn.nn.buckets import GradientSums
 from hpcgnn.nn.linear import is_sharded
 from hpcgnn.system import now
-from hpcgnn.tasks.task import SPLITS, Task, as_task
+from hpcgnn.tasks.task import SPLITS, Task, as_task, split_mask
 from hpcgnn.train import ending
 from hpcgnn.train.arguments import (
     check_given,
@@ -148,6 +149,7 @@ class Trainer:
     ) -> None:
         graph, config = self.graph, self.config
         self.rows = rows_by_split(self.task, graph, own_losses=self.losses is not None)
+        self._masks = Seal({f"{split}_mask": split_mask(graph, split) for split in SPLITS})
         self.monitor = Monitor.of(config.training, self.task)
         self.validated = self._is_validated()
         self.model = model
@@ -285,6 +287,11 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         watch, before = Stopwatch(), Counters.of(self.graph.ring)
+        changed = self._masks.changed()
+        if changed:
+            raise InputError(
+                f"graph.{changed} was changed in place after the Trainer was made: make another"
+            )
         self.graph.set_epoch(epoch)
         with watch.phase("epoch"), self.comm.at(f"epoch {epoch}"):
             found: dict[str, Any] = {"epoch": epoch, "loss": self._step(epoch, watch)}
