@@ -78,6 +78,7 @@ struct Score {
             if (DIRECTION == BY_COLUMN) at.prefetch_tile(source_g + next * chunk.gathered_g.stride);
             const T* from = source + here * chunk.gathered.stride;
             Vec<T, N> score[M] = {}, dot[M] = {};
+#pragma GCC unroll 8  // otherwise the loop over edge features keeps these arrays in memory
             for (int m = 0; m < M; m++) {
                 Vec<T, N> value[U];
                 for (int u = 0; u < U; u++) {

@@ -33,6 +33,7 @@ struct GradientScatter {
         for (int64_t i = 0; i < chunk.count; i++) {
             const int64_t here = chunk.columns[i];
             const T* from = source + here * chunk.gathered.stride;
+#pragma GCC unroll 8  // see Score
             for (int m = 0; m < M; m++) {
                 const T dl = chunk.dl[i * chunk.lanes + lane + m];
                 const T weight = chunk.weight[i * chunk.lanes + lane + m];
