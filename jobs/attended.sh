@@ -13,6 +13,18 @@ pass() {
     [ -z "$step" ] || kill "-$1" "$step" 2>/dev/null || true
 }
 
+# A trap ends `wait` early with its own status: wait again.
+wait_for_step() {
+    local status=0
+    wait "$step" || status=$?
+    while [ -n "$woken" ]; do
+        woken='' status=0
+        wait "$step" || status=$?
+    done
+    step=
+    return "$status"
+}
+
 attended() {
     local status=0 interrupts=yes
     [[ $(trap -p INT) != *"''"* ]] || interrupts=no  # the script is to ignore Ctrl-C, and so will it
@@ -24,13 +36,7 @@ attended() {
     python3 -I "$attendants/apart.py" "$interrupts" "$@" </dev/null &
     step=$!
     [ -z "$passed" ] || pass "$passed"
-    wait "$step" || status=$?
-    # A trap ends `wait` early with its own status: wait again.
-    while [ -n "$woken" ]; do
-        woken='' status=0
-        wait "$step" || status=$?
-    done
-    step=
+    wait_for_step || status=$?
     trap - HUP TERM INT USR1
     return "$status"
 }

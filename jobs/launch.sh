@@ -83,13 +83,7 @@ launch() {
     srun --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" "$HPCGNN_HOME/jobs/rank.sh" \
         python -P -m hpcgnn "$@" &
     step=$!
-    wait "$step" || status=$?
-    # A trap ends `wait` early with its own status: wait again.
-    while [ -n "$woken" ]; do
-        woken='' status=0
-        wait "$step" || status=$?
-    done
-    step=
+    wait_for_step || status=$?
     trap - USR1 TERM INT HUP
     return "$status"
 }
