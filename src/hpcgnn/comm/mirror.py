@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.mpi_library import MPI
-from hpcgnn.comm.transport.host import Slot, Wired
+from hpcgnn.comm.transport.host import HostTransport, Slot
 from hpcgnn.errors import CommunicationError
 
 _MOST_IDLE = 1000  # waits in a row in which no request ends
@@ -64,11 +63,10 @@ class _Done:
         return True
 
 
-class MirrorTransport(Wired):
+class MirrorTransport(HostTransport):
     """The transport of a `Mirror`: copies in the memory of one device, on its current stream."""
 
     name = "mirror"
-    in_flight = 0
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -79,20 +77,8 @@ class MirrorTransport(Wired):
         buffer = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         return Slot(buffer, buffer)
 
-    def mark(self) -> _Done:
+    def mark(self) -> Any:
         return _Done()
-
-    def packing(self, after: Any) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def before_send(self, slot: Slot, num_bytes: int, peer: int) -> None:
-        pass
-
-    def may_send(self, slot: Slot) -> bool:
-        return True
-
-    def may_receive(self, slot: Slot) -> bool:
-        return True
 
     def send(self, comm: Communicator, slot: Slot, num_bytes: int, peer: int, tag: int) -> Any:
         self._sent[-peer % comm.size, tag].append(slot.near[:num_bytes].clone())
@@ -111,9 +97,3 @@ class MirrorTransport(Wired):
 
     def arrived(self, slot: Slot, count: int) -> int:
         return self._came[id(slot)]
-
-    def after_receive(self, slot: Slot, num_bytes: int) -> None:
-        pass
-
-    def release(self, slot: Slot) -> None:
-        pass

@@ -146,7 +146,7 @@ class HostTransport(Wired):
         buffer = torch.empty(num_bytes, dtype=torch.uint8)
         return Slot(buffer, buffer)
 
-    def mark(self) -> None:
+    def mark(self) -> Any:
         return None
 
     def packing(self, after: Any) -> AbstractContextManager[Any]:
