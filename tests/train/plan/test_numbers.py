@@ -182,7 +182,7 @@ def test_the_slowest_part_determines_the_time(tmp_path):
 
 def test_ranks_that_share_a_core_share_its_caches():
     apart = read_machine("perlmutter-cpu")
-    few = apart.gathers["sum"].few_rows
+    few = apart.gathers["sum"].from_rows[0]
     part = replace(largest_of(replace(WHOLE, nodes=int(8 * few), edges=10**6), 4), volume=None)
     shared = replace(apart, ranks_per_node=4, full_speed=2)
     apart, config = replace(shared, full_speed=4), Config.of(model="gcn")

@@ -15,6 +15,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.settings import parse_size, parse_toml, read_text
 
 KERNELS = ("sum", "gat_forward", "gat_backward", "gatv2_forward", "gatv2_backward")
+SIZES = ("few", "some", "many")  # of what is gathered from
 HEADS = 4  # of the attention kernels measured
 CROWDED = ("products", "gathers", "rows", "steps")
 
@@ -42,21 +43,18 @@ class Gather:
     """The speed of a kernel by width, in numbers gathered: edges times width.
 
     Attributes:
-        few, many: numbers per second from few rows, and from many.
-        few_rows, many_rows: how many these are.
+        rates: numbers per second, for each of the numbers of rows that were gathered from.
+        from_rows: these numbers, ascending.
         row_seconds: seconds of a row of the result, besides those of its edges.
     """
 
-    few: Curve
-    many: Curve
-    few_rows: float
-    many_rows: float
+    rates: tuple[Curve, ...]
+    from_rows: tuple[float, ...]
     row_seconds: Curve
 
     def seconds(self, width: float, edges: float, rows: float, gathered: float) -> float:
         """Return the seconds of `edges` edges into `rows` rows, out of `gathered` rows."""
-        few, many = self.few.at(width), self.many.at(width)
-        rate = Curve((self.few_rows, self.many_rows), (few, many)).at(gathered)
+        rate = Curve(self.from_rows, tuple(curve.at(width) for curve in self.rates)).at(gathered)
         return edges * width / rate + rows * self.row_seconds.at(width)
 
 
@@ -153,30 +151,40 @@ def read_machine(name: str) -> Machine:
         path = folder() / f"{name}.toml"
     text = read_text(path)
     try:
-        content = parse_toml(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"is not TOML: {error}", file=path) from None
-    try:
-        return _machine(content)
+        return machine_of(text)
     except InputError as error:
         raise InputError(str(error), file=path) from None
+
+
+def machine_of(text: str) -> Machine:
+    """Return the machine that a TOML text describes.
+
+    Raises:
+        InputError: it is not TOML, or lacks something.
+    """
+    try:
+        content = parse_toml(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is not TOML: {error}") from None
+    return _machine(content)
 
 
 def _machine(content: dict[str, Any]) -> Machine:
     table = _Table(content, "")
     products, gathers = table.table("products"), table.table("gathers")
     messages, crowd = table.table("messages"), table.table("crowd")
-    many, few = gathers.number("many_rows"), gathers.number("few_rows")
-    if few >= many:
-        raise InputError("gathers.few_rows must be below many_rows", value=few)
+    # An older file lacks the middle one.
+    sizes = [size for size in SIZES if size != "some" or gathers.has("some_rows")]
+    from_rows = tuple(gathers.number(f"{size}_rows") for size in sizes)
+    for less, more, size in zip(from_rows, from_rows[1:], sizes, strict=False):
+        if less >= more:
+            raise InputError(f"gathers.{size}_rows must be below the next larger", value=less)
     kernels = {}
     for name in KERNELS:
         kernel = gathers.table(name)
         kernels[name] = Gather(
-            few=kernel.curve("widths", "few"),
-            many=kernel.curve("widths", "many"),
-            few_rows=few,
-            many_rows=many,
+            rates=tuple(kernel.curve("widths", size) for size in sizes),
+            from_rows=from_rows,
             row_seconds=kernel.curve("widths", "row_seconds", 0.0),
         )
     device = table.text("device")
@@ -212,6 +220,9 @@ class _Table:
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise InputError(f"{self.path}{name} must be {what}", value=value)
         return value
+
+    def has(self, name: str) -> bool:
+        return name in self.content
 
     def table(self, name: str) -> _Table:
         return _Table(self._get(name, dict, "a table"), f"{self.path}{name}.")
