@@ -29,10 +29,11 @@ from hpcgnn.train.plan.estimate import Shape
 from hpcgnn.train.plan.machine import HEADS, Machine
 from hpcgnn.train.plan.seconds import Seconds, seconds
 
-MODELS = ("gcn", "gat", "gatv2", "rgcn")
-MODELS_ON_RANKS = ("gcn", "gat", "gatv2")  # relations would have to agree between the ranks
+MODELS = ("gcn", "sage", "gat", "gatv2", "rgcn")
+MODELS_ON_RANKS = ("gcn", "sage", "gat", "gatv2")  # relations would have to agree between the ranks
 _FEATURES, _CLASSES, _RELATIONS = 100, 20, 8
 _EPOCHS = 5  # the first one does not count
+_LEAST = 2000  # nodes of a rank
 _REMOTE = 0.25  # of the edges lead to other ranks
 _READ = 0.5  # of a rank's rows are read by the others, in all
 _TURNS = 2  # over all models: a disturbance in one is gone in the next
@@ -64,12 +65,13 @@ def calibrate(
 
     Args:
         machine: the rates measured so far.
-        sizes: of the graphs, each of which is divided among the ranks.
+        sizes: of the graphs, each of which is divided among the ranks, but not into tiny parts.
     """
     found: dict[tuple[int, str], Epoch] = {}
     for _ in range(_TURNS):
         for number, (nodes, edges) in enumerate(sizes):
-            graph = _graph(comm, nodes // comm.size, edges // comm.size, device)
+            share = max(1 / comm.size, _LEAST / nodes)
+            graph = _graph(comm, int(share * nodes), int(share * edges), device)
             for model in MODELS if comm.size == 1 else MODELS_ON_RANKS:
                 config = Config.of(
                     model=model,
@@ -122,7 +124,7 @@ def _graph(comm: Communicator, nodes: int, edges: int, device: torch.device) -> 
     draw = torch.Generator().manual_seed(comm.rank)
     peers = comm.size - 1
     remote = int(edges * _REMOTE) // peers if peers else 0
-    read = int(nodes * _READ) // peers if peers else 0
+    read = max(1, int(nodes * _READ) // peers) if peers else 0
     blocks, sent = [], []
     for peer in range(comm.size):
         local = peer == comm.rank
@@ -146,7 +148,7 @@ def _graph(comm: Communicator, nodes: int, edges: int, device: torch.device) -> 
 def _block(peer: int, rows: int, columns: int, edges: int) -> Block:
     """Return random edges into `rows` rows from `columns` rows, in the order of the rows."""
     found = power_law_edges(Case(rows, edges, 0, HEADS, 0))
-    source = found.source if columns == rows else found.source % max(columns, 1)
+    source = found.source * columns // rows  # still ascending within a row
     return Block(
         peer=peer,
         num_columns=columns,

@@ -224,7 +224,7 @@ def _list(values: Iterable[float]) -> str:
 def _ratio(pairs: Iterable[Rate], waits: float, factor: float) -> float:
     """Return the median slowdown of all ranks at once, over that from sharing too few cores."""
     found = statistics.median(alone / crowd for alone, crowd in pairs)
-    return max(1.0, found * factor / waits)
+    return max(1.0, max(1.0, found / waits) * factor)
 
 
 class _Clock:
