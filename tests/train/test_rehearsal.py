@@ -103,7 +103,7 @@ def test_kernels_are_loaded_before_the_graph(comm, monkeypatch):
 
     for name, result in (("pick_device", torch.device("cuda", 0)), ("choose_transport", None)):
         monkeypatch.setattr(open, name, lambda *_, result=result: result)
-    for name in ("_repeatable", "load_partition"):
+    for name in ("_repeatable", "check_library", "load_partition"):
         monkeypatch.setattr(open, name, lambda *_, **__: None)
     with pytest.raises(KernelError, match="cuda:0"):
         open.open_part("g.h5", comm, Config(), rehearse=fail)
