@@ -39,13 +39,21 @@ USED = 1 << 20  # bytes that the device reports as in use
 
 
 class Event:
-    """An event that is complete as soon as it is queried."""
+    """An event that is complete once it has been queried, or waited for."""
+
+    def __init__(self) -> None:
+        self._complete = False
 
     def record(self, stream: object = None) -> None:
-        pass
+        self._complete = False
 
     def query(self) -> bool:
-        return True
+        before, self._complete = self._complete, True
+        return before
+
+    def synchronize(self) -> None:
+        FakeDevice.waits.append("Event.synchronize")
+        self._complete = True
 
 
 class Stream:

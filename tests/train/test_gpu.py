@@ -375,3 +375,10 @@ def test_an_epoch_synchronises_with_the_host_at_most_twice(machine):
 def test_rehearsed_layers_leave_a_run_as_it_is(machine, ranks):
     done = machine.run(ranks, "tests.fake_device.own_model")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("machine", ["fake"], indirect=True)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_gradients_are_summed_during_backward_with_the_same_bits(machine, ranks):
+    done = machine.run(ranks, "tests.fake_device.gradients")
+    assert done.returncode == 0, done.stderr[-2000:]
