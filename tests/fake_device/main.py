@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +23,12 @@ device_guard.load()
 import torch  # noqa: E402
 
 from hpcgnn.bench import timing  # noqa: E402
+from hpcgnn.comm.communicator import Communicator  # noqa: E402
+from hpcgnn.comm.mirror import Mirror  # noqa: E402
 from hpcgnn.comm.transport import shared  # noqa: E402
 from hpcgnn.kernels.cuda import backend, dropout, gat, gatv2, launch, sums  # noqa: E402
 from hpcgnn.sar import interior  # noqa: E402
-from hpcgnn.train import rehearsal  # noqa: E402
+from hpcgnn.train import layer_rehearsal, rehearsal  # noqa: E402
 from tests.fake_device.ipc import FakeRuntime, host_tensor  # noqa: E402
 from tests.fake_device.tensors import FakeDevice, FakeTensor  # noqa: E402
 from tests.kernels.emulator import Emulator  # noqa: E402
@@ -37,13 +39,21 @@ USED = 1 << 20  # bytes that the device reports as in use
 
 
 class Event:
-    """An event that is complete as soon as it is queried."""
+    """An event that is complete once it has been queried, or waited for."""
+
+    def __init__(self) -> None:
+        self._complete = False
 
     def record(self, stream: object = None) -> None:
-        pass
+        self._complete = False
 
     def query(self) -> bool:
-        return True
+        before, self._complete = self._complete, True
+        return before
+
+    def synchronize(self) -> None:
+        FakeDevice.waits.append("Event.synchronize")
+        self._complete = True
 
 
 class Stream:
@@ -122,19 +132,23 @@ def emulate(emulator: Emulator) -> None:
         if hasattr(module, "pointer"):
             module.pointer = pointer
     launch._start = start
+    launch._cupy = lambda: None
 
 
 def watch_rehearsals() -> None:
     """Note which kernels a rehearsal launches."""
-    original = rehearsal.rehearse
+    original = rehearsal.in_a_mirror
 
-    def rehearse(*given: Any, **options: Any) -> None:
+    @contextlib.contextmanager
+    def in_a_mirror(comm: Communicator) -> Iterator[Mirror]:
         FakeDevice.rehearsed, before = None, len(FakeDevice.launched)
-        original(*given, **options)
+        with original(comm) as own:
+            yield own
         FakeDevice.rehearsed = {name for name in FakeDevice.launched[before:] if "<" in name}
         print(f"{len(FakeDevice.rehearsed)} kernels rehearsed", file=sys.stderr)
 
-    rehearsal.rehearse = rehearse
+    for module in (rehearsal, layer_rehearsal):
+        module.in_a_mirror = in_a_mirror
 
 
 def start() -> None:

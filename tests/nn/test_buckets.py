@@ -11,6 +11,7 @@ from hpcgnn.comm.device_sums import DeviceSums
 from hpcgnn.nn.buckets import GradientSums
 from hpcgnn.nn.gradients import add_up
 from hpcgnn.nn.linear import Embedding
+from tests.comm.transport.test_transport import Sluggish
 from tests.graphs import distribute, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -43,6 +44,12 @@ def graph(comm):
     return distribute(random_graph(40, 100), comm)
 
 
+def sluggish(model, comm, *delays) -> tuple[GradientSums, Sluggish]:
+    """Sums of gradients that are copied to the host as from a GPU, each copy in its own time."""
+    copier = Sluggish(delays)
+    return GradientSums(list(model.parameters()), comm, copier=copier), copier
+
+
 def gradients(model) -> list[torch.Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -68,10 +75,37 @@ def test_buckets_give_the_same_bits_as_one_message(comm, graph):
     assert comm.size == 1 or begun == ([3, 3] if comm.rank == 0 else [0, 0])
 
 
+@pytest.mark.parametrize("delays", [(1,), (2,), (5, 1, 9), (40,)])
+def test_gradients_of_a_gpu_are_sent_once_they_have_landed(comm, graph, delays):
+    """The host waits at the end alone, and never for those that have landed by then."""
+    model, other = Deep(graph), Deep(graph)
+    (sums, copier), begun = sluggish(model, comm, *delays), []
+    if comm.size > 1:
+        running = comm.background()._begun
+        model.layers[0].weight.register_hook(lambda grad: begun.append(len(running)))
+    for _ in range(2):
+        for one in (model, other):
+            one.zero_grad()
+        with sums.overlapping():
+            model(graph, comm.rank).backward()
+            assert copier.waits == 0 or len(begun) > 1
+        assert sums.finish()
+        other(graph, comm.rank).backward()
+        assert add_up(list(other.parameters()), comm)
+        assert all(map(torch.equal, gradients(model), gradients(other)))
+    if comm.size == 1:
+        assert copier.late == copier.waits == 0
+    elif comm.rank == 0 and len(delays) == 1:  # it reaches all layers; asked for each parameter
+        assert begun == ([3, 3] if delays[0] <= 2 else [0, 0])
+        assert (copier.waits == 0) == (delays[0] == 1)
+
+
 @pytest.mark.parametrize("name", ["layers.1.weight", "rows.weight"])
-def test_a_non_finite_gradient_on_one_rank_is_seen_by_all(comm, graph, name):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_non_finite_gradient_on_one_rank_is_seen_by_all(comm, graph, name, on_gpu):
     model = Deep(graph)
     sums, last = GradientSums(list(model.parameters()), comm), comm.size - 1
+    sums = sluggish(model, comm, 3)[0] if on_gpu else sums
     if comm.rank == last:
         model.get_parameter(name).register_hook(lambda grad: grad * torch.inf)
     with sums.overlapping():
@@ -87,9 +121,12 @@ def test_a_non_finite_gradient_on_one_rank_is_seen_by_all(comm, graph, name):
         )
 
 
-def test_two_passes_and_errors_fall_back_to_one_message(comm, graph):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_two_passes_and_errors_fall_back_to_one_message(comm, graph, on_gpu):
+    """So do the steps after them, which would send their gradients twice again."""
     model, wanted = Deep(graph), Deep(graph)
     sums = GradientSums(list(model.parameters()), comm)
+    sums = sluggish(model, comm, 3)[0] if on_gpu else sums
     with pytest.raises(ValueError, match="stop"), sums.overlapping():
         model(graph, comm.rank).backward()
         raise ValueError("stop")
@@ -100,6 +137,9 @@ def test_two_passes_and_errors_fall_back_to_one_message(comm, graph):
             wanted(graph, comm.rank).backward()
     assert sums.finish() and add_up(list(wanted.parameters()), comm)
     assert all(map(torch.equal, gradients(model), gradients(wanted)))
+    with sums.overlapping():
+        assert comm.size == 1 or not comm.background()._begun
+        assert sums._next is None
 
 
 @pytest.fixture

@@ -248,6 +248,32 @@ def test_predictions(machine, train, mpirun, parts, tmp_path):
     np.testing.assert_allclose(found["cuda"], found["cpu"], atol=1e-4)
 
 
+MODEL_FILE = """
+import torch
+from hpcgnn.nn.pyg import GATConv, SAGEConv
+
+class Net(torch.nn.Module):
+    def __init__(self, graph, hidden=8):
+        super().__init__()
+        self.first = SAGEConv(graph.features.shape[1], hidden)
+        self.second = GATConv(hidden, graph.num_classes)
+
+    def forward(self, x, edge_index):
+        return self.second(self.first(x, edge_index).relu(), edge_index)
+"""
+
+
+def test_a_model_of_the_users_own_and_label_propagation(machine, train, mpirun, parts, tmp_path):
+    file, out = tmp_path / "net.py", tmp_path / "p.h5"
+    file.write_text(MODEL_FILE)
+    model = f"{file}:Net"
+    (expected,), (found,) = (train(n, (f"--model {model}",), folders=[f"own{n}"]) for n in (0, 2))
+    np.testing.assert_allclose(losses(found), losses(expected), rtol=2e-3)
+    for given in (tmp_path / "own2", "--model", model), ("--label-propagation",):
+        done = machine.run(2, "predict", parts[2], *given, "-o", out, "--force", "--device", "cuda")
+        assert done.returncode == 0, done.stderr
+
+
 def test_relations(machine, mpirun, tmp_path):
     """R-GCN over triples, on learned embeddings."""
     rng = np.random.default_rng(0)
@@ -341,4 +367,18 @@ def test_every_layer(machine, ranks):
 def test_an_epoch_synchronises_with_the_host_at_most_twice(machine):
     """On 1, 2 and 3 ranks, on 3 in every mode; and a message of attention takes few launches."""
     done = machine.run(3, "tests.fake_device.synchronisations")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("machine", ["fake"], indirect=True)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_rehearsed_layers_leave_a_run_as_it_is(machine, ranks):
+    done = machine.run(ranks, "tests.fake_device.own_model")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("machine", ["fake"], indirect=True)
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_gradients_are_summed_during_backward_with_the_same_bits(machine, ranks):
+    done = machine.run(ranks, "tests.fake_device.gradients")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -97,15 +97,22 @@ def test_errors_of_kernels_end_the_run_and_others_do_not(
     assert len(seen) == 1  # a user's code must not run on another graph
 
 
-def test_kernels_are_loaded_before_the_graph(comm, monkeypatch):
+@pytest.mark.parametrize("missing", [False, True])
+def test_cupy_and_kernels_are_loaded_before_the_graph(comm, monkeypatch, missing):
     def fail(device: torch.device) -> None:
         raise KernelError(f"spmm<float> on {device}")
+
+    def library() -> None:
+        if missing:
+            raise InputError("--device cuda needs CuPy")
 
     for name, result in (("pick_device", torch.device("cuda", 0)), ("choose_transport", None)):
         monkeypatch.setattr(open, name, lambda *_, result=result: result)
     for name in ("_repeatable", "load_partition"):
         monkeypatch.setattr(open, name, lambda *_, **__: None)
-    with pytest.raises(KernelError, match="cuda:0"):
+    monkeypatch.setattr(open, "check_library", library)
+    error, text = (InputError, "needs CuPy") if missing else (KernelError, "cuda:0")
+    with pytest.raises(error, match=text):
         open.open_part("g.h5", comm, Config(), rehearse=fail)
 
 

@@ -177,16 +177,16 @@ def _run(args: argparse.Namespace, comm: Communicator, display: Display) -> int:
 
 def _kernels(
     args: argparse.Namespace, comm: Communicator, config: Config, checkpoint: Checkpoint | None
-) -> Callable[[torch.device], None] | None:
-    """Return the function that loads the kernels of a checkpoint's model on a GPU."""
+) -> Callable[[torch.device], None]:
+    """Return the function that loads the kernels of a checkpoint's model, or those of none."""
     from functools import partial
 
     from hpcgnn.tasks.task import OWN
     from hpcgnn.train.checkpoint.arrays import built_in_task
-    from hpcgnn.train.rehearsal import rehearse
+    from hpcgnn.train.rehearsal import rehearse, rehearse_labels
 
     if checkpoint is None:
-        return None
+        return partial(rehearse_labels, Path(args.partition), comm, config)
     outputs: int | None = None
     if checkpoint.task and checkpoint.task.get("kind") != OWN:
         path = Path(args.checkpoint)

@@ -71,7 +71,7 @@ class GINConv(torch.nn.Module):
         if isinstance(x, Tensor):
             result = self.nn(self._sum(graph, x))
             return result
-        first, rest = _split(self.nn)
+        first, rest = split_first(self.nn)
         if first is None or self.aggr in ("max", "min"):
             result = self.nn(self._sum(graph, dense_rows(x, graph.node_ids.device)))
             return result
@@ -83,10 +83,10 @@ class GINConv(torch.nn.Module):
         return neighbours(graph, x_NF, self.aggr) + (1 + self.eps) * x_NF
 
 
-def _split(module: torch.nn.Module) -> tuple[Linear | torch.nn.Linear | None, torch.nn.Module]:
+def split_first(module: torch.nn.Module) -> tuple[Linear | torch.nn.Linear | None, torch.nn.Module]:
     """Return the linear map that `module` begins with, if it does, and the modules after it."""
     if isinstance(module, torch.nn.Sequential) and len(module):
-        first, inner = _split(module[0])
+        first, inner = split_first(module[0])
         return first, torch.nn.Sequential(inner, *list(module)[1:])
     if type(module) in (Linear, torch.nn.Linear):
         return module, torch.nn.Identity()  # type: ignore[return-value]

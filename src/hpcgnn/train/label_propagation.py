@@ -25,8 +25,17 @@ def predict_from_labels(graph: PartitionedGraph) -> Prediction:
     if not isinstance(task, MultiClass):
         raise InputError("--label-propagation needs one class per node")
     _say_directed(graph)
-    soft_NY = _shares(label_propagation(graph, _train_mask(graph), task.num_outputs))
+    soft_NY = propagated(graph, task.num_outputs)
     return scored(graph, task, node_ids(graph) | class_rows(soft_NY), soft_NY)
+
+
+def propagated(graph: PartitionedGraph, num_classes: int) -> Tensor:
+    """Return class probabilities `[N, Y]` from the labels of training nodes; collective.
+
+    Raises:
+        InputError: the graph has no split.
+    """
+    return _shares(label_propagation(graph, _train_mask(graph), num_classes))
 
 
 def smoothed(graph: PartitionedGraph, scores_NY: Tensor) -> Tensor:

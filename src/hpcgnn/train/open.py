@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.device import describe, pick_device
 from hpcgnn.comm.ring import Ring
@@ -19,6 +20,7 @@ from hpcgnn.display import SILENT, Display
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows
 from hpcgnn.graph.partitioned import PartitionedGraph
+from hpcgnn.kernels.cuda.launch import check_library
 from hpcgnn.models.demands import Facts, check_host_features, check_model
 from hpcgnn.partition.load import load_partition
 from hpcgnn.settings import parse_size
@@ -46,14 +48,16 @@ def open_part(
         rehearse: called with a GPU before the part is loaded, to load the kernels.
 
     Raises:
-        InputError: there is no such device or transport, the file is damaged, or this model can't
-            use features in host memory.
+        InputError: there is no such device or transport, CuPy is missing, the file is damaged, or
+            this model can't use features in host memory.
         OutOfMemoryError: the part doesn't fit.
     """
     device = pick_device(comm, config.device.kind)
     prepare(config.device.precision)
     if device.type == "cuda":
         _repeatable()
+        with agreed(comm, "load CuPy"):
+            check_library()
     transport = choose_transport(comm, device, config.streaming.transport)
     ring = Ring(
         comm,

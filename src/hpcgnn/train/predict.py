@@ -51,6 +51,7 @@ from hpcgnn.train.checkpoint.state import (
 from hpcgnn.train.checkpoint.store import best_or_last
 from hpcgnn.train.config import Config
 from hpcgnn.train.label_propagation import check_known_labels, class_rows, smoothed
+from hpcgnn.train.layer_rehearsal import rehearse_layers
 from hpcgnn.train.learned import OF_TASK, Learned
 from hpcgnn.train.matched_rows import matched_rows
 from hpcgnn.train.optimisation import configure
@@ -136,6 +137,7 @@ class Predictor:
             self.call: ModelCall = BuiltInCall(self.model, graph, config, nothing)
         else:
             self.call = ModelCall(self.model, graph, config.device.precision)
+            rehearse_layers(self.model, graph, config.device.precision, trains=False)
 
     def _built_in(self, config: Config, path: Path) -> Model:
         graph = self.graph

@@ -7,6 +7,8 @@ nothing of it is left but the loaded kernels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from hpcgnn.models.build import Model, build_model
 from hpcgnn.settings import parse_size
 from hpcgnn.train.calls import BuiltInCall
 from hpcgnn.train.config import Config
-from hpcgnn.train.label_propagation import smoothed
+from hpcgnn.train.label_propagation import propagated, smoothed
 from hpcgnn.train.open import place
 from hpcgnn.train.optimisation import Attack, configure
 from hpcgnn.train.sample import Kinds, kinds_of_file, sample
@@ -42,8 +44,8 @@ def rehearse(
 ) -> None:
     """Compile and load the kernels that a built-in model uses on a GPU; collective.
 
-    Nothing is done for a model of the user's own, whose code must not run on another graph. Other
-    errors than those of a kernel are left to the run itself, which reports them better.
+    Nothing is done for a model of the user's own, whose code must not run on another graph: see
+    `layer_rehearsal`.
 
     Args:
         path: the graph or partition file that will be loaded.
@@ -56,15 +58,33 @@ def rehearse(
     """
     if config.model.own:
         return
-    kinds: Kinds | None = None
-    with agreed(comm, "open graph"):
-        if comm.rank == 0:
-            kinds = kinds_of_file(path, config.task)
-    kinds = comm.broadcast(kinds, where="open graph")
+    kinds = _kinds(path, comm, config)
+    with in_a_mirror(comm) as own:
+        run(kinds, own, config, device, outputs=outputs, trains=trains, smooths=smooths)
+
+
+def rehearse_labels(path: Path, comm: Communicator, config: Config, device: torch.device) -> None:
+    """Like `rehearse`, for label propagation."""
+    kinds = _kinds(path, comm, config)
+    with in_a_mirror(comm) as own:
+        graph = place(sample(kinds, _ring(own, config, device)), device, config)
+        propagated(graph, graph.num_classes)
+
+
+@contextmanager
+def in_a_mirror(comm: Communicator) -> Iterator[Mirror]:
+    """Run the block with a mirror of this rank, in which it loads kernels; collective.
+
+    Other errors than those of a kernel only end the block: the run itself reports them better, or
+    does not have them.
+
+    Raises:
+        KernelError: a kernel can't be compiled or loaded; on all ranks.
+    """
     with agreed(comm, "load the kernels"):
         own = Mirror(1 + _PEERS if comm.size > 1 else 1)
         try:
-            run(kinds, own, config, device, outputs=outputs, trains=trains, smooths=smooths)
+            yield own
         except KernelError:
             raise
         except InputError:
@@ -78,6 +98,25 @@ def rehearse(
             own.close()
 
 
+def _kinds(path: Path, comm: Communicator, config: Config) -> Kinds:
+    """Return what the file holds, which rank 0 reads; collective."""
+    kinds: Kinds | None = None
+    with agreed(comm, "open graph"):
+        if comm.rank == 0:
+            kinds = kinds_of_file(path, config.task)
+    known: Kinds = comm.broadcast(kinds, where="open graph")
+    return known
+
+
+def _ring(comm: Mirror, config: Config, device: torch.device) -> Ring:
+    return Ring(
+        comm,
+        halo_buffer=parse_size(config.streaming.halo_buffer),
+        prefetch=config.streaming.prefetch,
+        transport=MirrorTransport(device),
+    )
+
+
 def run(
     kinds: Kinds,
     comm: Mirror,
@@ -89,18 +128,12 @@ def run(
     smooths: bool,
 ) -> None:
     """Run the passes for a graph of these kinds."""
-    streaming = config.streaming
-    ring = Ring(
-        comm,
-        halo_buffer=parse_size(streaming.halo_buffer),
-        prefetch=streaming.prefetch,
-        transport=MirrorTransport(device),
-    )
+    ring = _ring(comm, config, device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         graph = configure(place(sample(kinds, ring), device, config), config)
         model = build_model(config.model, graph, outputs or kinds.outputs, 0).to(device)
         if trains:
-            for prune in {streaming.prune, False}:
+            for prune in {config.streaming.prune, False}:
                 _train(model, graph, config.changed(prune=prune))
         with torch.no_grad():
             scores = _call(model, graph, config).output()

@@ -48,6 +48,7 @@ from hpcgnn.train.checkpoint.state import (
     restored_rows,
 )
 from hpcgnn.train.diagnosis import first_gradient
+from hpcgnn.train.layer_rehearsal import rehearse_layers
 from hpcgnn.train.learned import Learned
 from hpcgnn.train.optimisation import Attack, Average, check_rows, clip_gradients, made_optimizer
 from hpcgnn.train.passes import Passes
@@ -162,6 +163,8 @@ class Trainer:
         self.replicated = [p for p in self.parameters if not is_sharded(p)]
         self.sums = GradientSums(self.parameters, self.comm, config.device.gradient_sums)
         self.call = self._made_call()
+        if self.of_program or not isinstance(model, Model):  # `train` has rehearsed its own models
+            rehearse_layers(model, graph, self.call.precision)
         self.optimizer = made_optimizer(optimizer, self.learned, config, self.comm)
         by_settings = optimizer is None or isinstance(optimizer, str)
         self.rate = made_rate(self.optimizer, scheduler, config, by_settings=by_settings)

@@ -47,7 +47,7 @@ class Sluggish:
 
     def __init__(self, delays):
         self.delays = itertools.cycle(delays)
-        self.late = self.packed = 0
+        self.late = self.packed = self.waits = 0
 
     def near(self, num_bytes):
         return torch.full((num_bytes,), 171, dtype=torch.uint8)
@@ -86,6 +86,11 @@ class Sluggish:
             assert torch.equal(again, fetched), "a sender wrote to what was still being copied"
 
         return self._event(still_there)
+
+    def wait(self, event):
+        self.waits += 1
+        while not event.query():
+            pass
 
     def _event(self, at_end):
         delay = next(self.delays)

@@ -82,6 +82,9 @@ class Copier(Protocol):
     def fetch(self, copy: Callable[[], object], after: Any) -> Any:
         """Like `to_near`, for a copy that `copy` queues on torch's current stream."""
 
+    def wait(self, event: Any) -> None:
+        """Let the host wait for the event."""
+
 
 @dataclass
 class _Staged(Slot):
@@ -187,6 +190,9 @@ class CudaCopier:
         landed = self._queue(self._inward, copy, after)
         torch.cuda.current_stream(self.device).wait_event(landed)
         return landed
+
+    def wait(self, event: torch.cuda.Event) -> None:
+        event.synchronize()
 
     def _queue(
         self, stream: torch.cuda.Stream, copy: Callable[[], object], after: torch.cuda.Event

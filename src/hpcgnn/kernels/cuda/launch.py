@@ -90,6 +90,11 @@ def _start(
         _kernel(name, expression, device)(blocks, (THREADS,), tuple(arguments))
 
 
+def check_library() -> None:
+    """Raise InputError if CuPy, which compiles and launches the kernels, can't be used."""
+    _cupy()
+
+
 @cache
 def _cupy() -> ModuleType:
     cache = os.environ.get("CUPY_CACHE_DIR")
