@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import subprocess
 import sys
 
@@ -34,6 +35,29 @@ def test_slow_numpy_sorts_are_disabled_on_affected_processors(
 def test_sorts_are_chosen_before_numpy_is_loaded():
     program = "import sys, hpcgnn.cli; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no setting")
+def test_arrays_are_reused_only_where_this_is_asked_for():
+    program = """
+import resource
+import numpy as np
+from hpcgnn import system
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.ones(1 << 18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+system.set_up()
+with system.reusing_arrays():
+    reused = faults()
+assert 4 * reused < faults(), reused
+"""
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "HPCGNN_ALLOCATION")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    subprocess.run([sys.executable, "-c", program], check=True, env=kept)
 
 
 def test_processes_are_found_with_their_parents_and_memory():

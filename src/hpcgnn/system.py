@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_LARGE = 1 << 20  # bytes
+_LARGE, _VERY_LARGE = 1 << 20, 4 << 20  # bytes
 _SWITCH, _HUGE = "HPCGNN_ALLOCATION", "THP_MEM_ALLOC_ENABLE"
 _NUMPY_LACKS = "NPY_DISABLE_CPU_FEATURES"
 
@@ -35,6 +35,28 @@ def set_up() -> None:
     if os.environ.get(_SWITCH) == "system":
         return
     os.environ.setdefault(_HUGE, "1")
+    _return_to_system(_LARGE)
+
+
+@contextmanager
+def reusing_arrays() -> Iterator[None]:
+    """Keep freed arrays below 4 MiB for reuse; otherwise those of 1 MiB return to the system.
+
+    For work on many arrays of about 1 MiB, such as HDF5's chunks: each new one would have to be
+    cleared by the system first.
+    """
+    if os.environ.get(_SWITCH) == "system":
+        yield
+        return
+    _return_to_system(_VERY_LARGE)
+    try:
+        yield
+    finally:
+        _return_to_system(_LARGE)
+
+
+def _return_to_system(least: int) -> None:
+    """Let glibc return arrays of `least` bytes and more to the system when they are freed."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return  # not glibc
@@ -43,7 +65,7 @@ def set_up() -> None:
         ("MALLOC_TRIM_THRESHOLD_", _M_TRIM_THRESHOLD),
     ):
         if name not in os.environ:
-            mallopt(number, _LARGE)
+            mallopt(number, least)
 
 
 @contextmanager

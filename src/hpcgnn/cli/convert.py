@@ -26,7 +26,7 @@ from hpcgnn.storage.importers.table_options import TableOptions, TextForm
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.schema import GRAPH
 from hpcgnn.storage.write.atomic import check_output
-from hpcgnn.system import resident_files, resident_memory
+from hpcgnn.system import resident_files, resident_memory, reusing_arrays
 
 PARALLEL = False
 SHARED = True  # the other ranks parse text
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, workers: Workers | None) -> int:
     )
     kept = {k: v for k, v in vars(args).items() if k not in ("show", "print_completion")}
     settings = {name: _plain(value) for name, value in sorted(kept.items())} | {"format": format}
-    with display_of(args) as display:
+    with reusing_arrays(), display_of(args) as display:
         assemble(source, out, treatment, limit=options.limit, config=settings, display=display)
         _print_notes(source, said)
         _report(out, time.monotonic() - began, _size(_inputs(args)), display)

@@ -27,6 +27,23 @@ def test_columns_of_a_file(convert, refused, tmp_path):
     assert "other: must hold numbers" in refused(path, "--columns", "src,dst,other")
 
 
+def test_long_columns_are_decoded_side_by_side(convert, refused, tmp_path):
+    """More rows than a batch; a column of dictionaries comes in pieces cut elsewhere."""
+    rng = np.random.default_rng(1)
+    number = 70_000
+    columns = {"src": rng.integers(0, 900, number), "dst": rng.integers(0, 900, number)}
+    edges = sorted(zip(columns["src"].tolist(), columns["dst"].tolist(), strict=True))
+    assert convert(write(tmp_path / "g.parquet", **columns)).edges == edges
+    parts = np.array_split(columns["dst"], 4)
+    cut = pa.chunked_array([pa.array(part).dictionary_encode() for part in parts])
+    source = columns["src"].astype(np.uint32)
+    assert convert(write(tmp_path / "g.parquet", src=source, dst=cut)).edges == edges
+    for name in columns:
+        spoilt = columns | {name: np.where(np.arange(number) == 69_999, -1, columns[name])}
+        said = refused(write(tmp_path / "g.parquet", **spoilt))
+        assert f"row 69999, {name}: ids are numbers from 0" in said
+
+
 def test_a_folder_of_files(convert, refused, tmp_path):
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, 500, (7000, 2))

@@ -103,6 +103,26 @@ def test_edge_ends_are_sorted_in_pieces(tmp_path, whole):
     assert not whole or all(last < first for last, first in ends)
 
 
+@pytest.mark.parametrize("kind", ["uniform", "power law", "one far", "ascending"])
+@pytest.mark.parametrize("limit", [400_000, 1 << 22])
+def test_ends_are_sorted_in_buckets(tmp_path, monkeypatch, kind, limit):
+    """The arrays are cut at the same edges as after a sort of all at once."""
+    rng = np.random.default_rng(6)
+    records = np.empty(140_000, ENDS)
+    records["source"] = rng.integers(0, (1 << 31) - 1, 140_000, endpoint=True)
+    records["destination"] = keys(kind, 140_000, rng) % (1 << 31)
+    slabs = {}
+    for many in (1, 1 << 20):
+        monkeypatch.setattr(module, "_MANY", many)
+        with Scratch(tmp_path / "out.h5", limit) as scratch:
+            stored = scratch.records(ENDS)
+            stored.append(records)
+            slabs[many] = list(sorted_slabs(stored, scratch, ("destination", "source"), whole=True))
+    order = np.lexsort((records["source"], records["destination"]))
+    assert (np.concatenate(slabs[1]) == records[order]).all()
+    assert [len(slab) for slab in slabs[1]] == [len(slab) for slab in slabs[1 << 20]]
+
+
 def test_a_node_with_more_ends_than_fit_is_named(tmp_path):
     records = np.zeros(100_000, ENDS)
     records["destination"] = np.arange(100_000) // 70_000 + 41

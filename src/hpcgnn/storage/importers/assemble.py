@@ -167,7 +167,7 @@ def assemble(
                 normalise = treatment.row_normalise
                 write_nodes(writer, source.nodes, num_nodes, scratch, normalise=normalise)
             arranged, split = edges.count, treatment.link_split
-            joined = _Joined.of(source, num_nodes, limit)
+            joined = _Joined.of(source, num_nodes, limit, rules)
             with display.stage("sort and write the edges", num_nodes, "nodes") as stage:
                 chunks = row_chunks(edges, scratch, num_nodes, rules)
                 written, joins = _write_lists(writer, chunks, split, joined, stage)
@@ -237,15 +237,18 @@ class _Joined:
     """Which nodes of a table have edges; many without any may mean that the ids don't match.
 
     Args:
-        has_edges_N: bool; empty for sources that are not tables, and for too many nodes.
+        has_edges_N: bool; empty for sources that are not tables, for too many nodes, and where all
+            nodes are ends of edges.
     """
 
     def __init__(self, has_edges_N: np.ndarray) -> None:
         self._has_edges_N = has_edges_N
 
     @classmethod
-    def of(cls, source: Source, num_nodes: int, limit: int) -> _Joined:
-        known = source.encoding is not None and num_nodes <= limit // 8
+    def of(cls, source: Source, num_nodes: int, limit: int, rules: RowRules) -> _Joined:
+        listed = source.lists_nodes or source.num_nodes is not None
+        alone = listed or rules.self_loops == "remove"
+        known = source.encoding is not None and alone and num_nodes <= limit // 8
         return cls(np.zeros(num_nodes if known else 0, bool))
 
     def add(self, chunk: RowChunk, first: int) -> None:

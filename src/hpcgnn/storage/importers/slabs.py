@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.buckets import in_buckets
 from hpcgnn.storage.importers.spool import Records, Scratch
 
 PAIR = np.dtype([("source", np.int32), ("destination", np.int32)])
@@ -36,8 +37,7 @@ def sorted_slabs(
         return
     packing = _packing(records, keys, scratch.limit)
     if packing is not None:
-        numbers = packing.take(records)
-        numbers.sort()
+        numbers = _ascending(packing, packing.take(records), scratch.limit)
         yield from _unpacked(numbers, packing, scratch.limit, whole=whole)
         return
     if records.nbytes <= scratch.limit:
@@ -54,6 +54,15 @@ def sorted_slabs(
         return
     for bucket in _split(records, scratch, keys[0], low, high):
         yield from sorted_slabs(bucket, scratch, keys, whole=whole)
+
+
+def _ascending(packing: _Packing, numbers: np.ndarray, limit: int) -> Iterator[np.ndarray]:
+    """Yield the numbers, which are overwritten, in order; those of one first key in one array."""
+    if isinstance(packing, _Pairs) and numbers.shape[0] >= _MANY:
+        yield from in_buckets(numbers, 32, limit // 4)
+        return
+    numbers.sort()
+    yield numbers
 
 
 def _too_many(node: int, count: int, dtype: np.dtype, limit: int) -> InputError:
@@ -146,22 +155,39 @@ def _packing(records: Records, keys: tuple[str, ...], limit: int) -> _Packing | 
 
 
 def _unpacked(
-    numbers: np.ndarray, packing: _Packing, limit: int, *, whole: bool
+    ascending: Iterator[np.ndarray], packing: _Packing, limit: int, *, whole: bool
 ) -> Iterator[np.ndarray]:
-    """Yield the records of ascending numbers; with `whole`, one array has all of a first key."""
-    first, size = 0, packing.dtype.itemsize
-    while first < numbers.shape[0]:
-        last = min(first + _IN_CACHE // size, numbers.shape[0])
-        if whole:
-            node, least, following = packing.first_key(int(numbers[last - 1]))
-            last += int(np.searchsorted(numbers[last:], following))
-            before = int(np.searchsorted(numbers[first:last], least))
-            if (last - first - before) * size > max(limit, _IN_CACHE):
-                raise _too_many(node, last - first - before, packing.dtype, limit)
-            if before and (last - first) * size > limit:
-                last = first + before
-        yield packing.records(numbers[first:last])
-        first = last
+    """Yield the records of ascending numbers; with `whole`, one array has all of a first key.
+
+    Where they are cut does not depend on the arrays that the numbers come in.
+    """
+    step = _IN_CACHE // packing.dtype.itemsize
+    held = np.empty(0, np.int64)
+    for numbers in ascending:
+        held = np.concatenate([held, numbers]) if held.shape[0] else numbers
+        first = 0
+        while held.shape[0] - first >= step:
+            last = _end(held[first:], step, packing, limit, whole=whole)
+            yield packing.records(held[first : first + last])
+            first += last
+        held = held[first:]
+    while held.shape[0]:
+        last = _end(held, held.shape[0], packing, limit, whole=whole)
+        yield packing.records(held[:last])
+        held = held[last:]
+
+
+def _end(numbers: np.ndarray, last: int, packing: _Packing, limit: int, *, whole: bool) -> int:
+    """Return where to cut ascending numbers: at `last`, or with `whole` after or before its key."""
+    if not whole:
+        return last
+    size = packing.dtype.itemsize
+    node, least, following = packing.first_key(int(numbers[last - 1]))
+    before = int(np.searchsorted(numbers[:last], least))
+    last += int(np.searchsorted(numbers[last:], following))
+    if (last - before) * size > max(limit, _IN_CACHE):
+        raise _too_many(node, last - before, packing.dtype, limit)
+    return before if before and last * size > limit else last
 
 
 def sorting_order(records: np.ndarray, keys: tuple[str, ...]) -> np.ndarray:

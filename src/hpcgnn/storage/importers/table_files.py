@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -14,6 +14,7 @@ import pyarrow.parquet
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import cells
 from hpcgnn.storage.importers.ahead import ahead
+from hpcgnn.storage.importers.arrays import together
 from hpcgnn.storage.importers.cells import BOOLEAN, INTEGER, LIST, NUMBER, TEXT, TIME
 from hpcgnn.storage.importers.opening import check_inflation, open_file
 from hpcgnn.storage.importers.source import Over
@@ -107,12 +108,16 @@ class ParquetTable:
         return True
 
     @contextmanager
-    def _open(self) -> Iterator[Any]:
+    def _open(self, metadata: Any = None) -> Iterator[Any]:
         with open_file(self.path) as file:
             stored = os.fstat(file.fileno()).st_size
             try:
                 table = pa.parquet.ParquetFile(
-                    file, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+                    file,
+                    metadata=metadata,
+                    pre_buffer=False,
+                    buffer_size=1 << 20,
+                    page_checksum_verification=True,
                 )
             except (pa.ArrowException, ValueError, OSError) as error:
                 raise InputError(
@@ -123,29 +128,52 @@ class ParquetTable:
 
     def batches(self, kinds: dict[str, str], over: Over = map) -> Iterator[Batch]:
         first = 0
-        size = max(64, min(_BATCH_ROWS, _BATCH_BYTES // (8 * max(1, len(kinds)))))
-        if LIST in kinds.values():
-            size = 1 << 10
-        with ExitStack() as stack:
-            table = stack.enter_context(self._open())
-            made = table.iter_batches(batch_size=size, columns=list(kinds), use_threads=False)
-            read = stack.enter_context(closing(ahead(made)))
+        with closing(self._columns(kinds)) as read:
             while True:
                 try:
-                    batch = next(read, None)
-                except (pa.ArrowException, OSError) as error:
+                    columns = next(read, None)
+                except (pa.ArrowException, OSError, ValueError) as error:
                     raise InputError(f"is damaged: {first_line(error)}", file=self.path) from None
-                if batch is None:
+                if columns is None:
                     return
 
                 def place(k: int, first: int = first) -> str:
                     return f"row {first + k}"
 
-                out = Batch(self.path, {}, batch.num_rows, place)
+                number = len(next(iter(columns.values())))
+                out = Batch(self.path, {}, number, place)
                 for name, kind in kinds.items():
-                    out.columns[name] = self._cast(batch.column(name), kind, name)
+                    out.columns[name] = self._cast(columns[name], kind, name)
                 yield out
-                first += batch.num_rows
+                first += number
+
+    def _columns(self, kinds: dict[str, str]) -> Generator[dict[str, pa.Array], None, None]:
+        """Yield some rows of all columns at a time; two threads each decode half of the columns.
+
+        Raises:
+            ValueError: the columns have different lengths.
+        """
+        size = max(64, min(_BATCH_ROWS, _BATCH_BYTES // (8 * max(1, len(kinds)))))
+        if LIST in kinds.values():
+            size = 1 << 10
+        names = list(kinds)
+        halves = [names]
+        if self.num_rows is not None and self.num_rows > size and len(names) > 1:
+            halves = [names[: len(names) // 2], names[len(names) // 2 :]]
+        with ExitStack() as stack:
+            parts, metadata = [], None
+            for half in halves:
+                table = stack.enter_context(self._open(metadata))
+                metadata = table.metadata
+                made = table.iter_batches(batch_size=size, columns=half, use_threads=False)
+                parts.append(stack.enter_context(closing(ahead(made))))
+            # Arrow's batches are cut like arrays.
+            for rows in cast(Iterator[tuple[Any, ...]], together(*parts)):
+                yield {
+                    name: batch.column(name)
+                    for half, batch in zip(halves, rows, strict=True)
+                    for name in half
+                }
 
     def _cast(self, array: pa.Array, kind: str, name: str) -> pa.Array:
         if isinstance(array, pa.DictionaryArray):
