@@ -108,9 +108,10 @@ class MultiClass(Labelled):
 
     def scores(self, comm: Communicator, output: Tensor, answers: Tensor) -> dict[str, float]:
         answers = answers.long()
-        accuracy = metrics.accuracy(comm, output, answers)
+        guesses = metrics.guesses(output)
+        accuracy = metrics.share_right(comm, *guesses, answers)
         found = {"accuracy": accuracy, "f1": accuracy}
-        found["macro_f1"] = metrics.class_f1(comm, output, answers)
+        found["macro_f1"] = metrics.macro_f1_of(comm, *guesses, answers, output.shape[1])
         if self.metric in ("auc", "average_precision"):
             area = metrics.roc_auc if self.metric == "auc" else metrics.average_precision
             several = comm.allreduce(int((answers > 1).sum()), where="classes")

@@ -58,22 +58,38 @@ def from_lower_ranks(comm: Communicator, own_K: np.ndarray) -> tuple[np.ndarray,
 
 def accuracy(comm: Communicator, logits_NY: Tensor, labels_N: Tensor) -> float:
     """Return the share of rows whose largest logit is that of their label."""
-    right = int((logits_NY.argmax(dim=-1) == labels_N).sum())
-    local = np.array([right, len(labels_N), int(logits_NY.isnan().sum())])
+    return share_right(comm, *guesses(logits_NY), labels_N)
+
+
+def guesses(logits_NY: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's class, the first of the largest logit, and whether any logit is NaN."""
+    most_N, guess_N = logits_NY.max(dim=-1)  # NaN is the largest
+    return guess_N, most_N.isnan().any()
+
+
+def share_right(comm: Communicator, guess_N: Tensor, undefined: Tensor, labels_N: Tensor) -> float:
+    """Return the accuracy of such guesses; nan if they are undefined on any rank."""
+    local = np.array([int((guess_N == labels_N).sum()), len(labels_N), int(undefined)])
     hits, count, undefined = comm.allreduce(local, where="accuracy")
     return float(hits / count) if count and not undefined else math.nan
 
 
 def class_f1(comm: Communicator, logits_NY: Tensor, labels_N: Tensor) -> float:
     """Return the macro F1: the mean F1 of the classes that are some row's label or prediction."""
-    guess_N = logits_NY.argmax(dim=-1)
+    return macro_f1_of(comm, *guesses(logits_NY), labels_N, logits_NY.shape[1])
+
+
+def macro_f1_of(
+    comm: Communicator, guess_N: Tensor, undefined: Tensor, labels_N: Tensor, num_classes: int
+) -> float:
+    """Return `class_f1` of such guesses; nan if they are undefined on any rank."""
     most = int(labels_N.max()) + 1 if len(labels_N) else 0
-    most = comm.allreduce(max(most, logits_NY.shape[1]), "max", where="classes")
+    most = comm.allreduce(max(most, num_classes), "max", where="classes")
     hits_Y, guessed_Y, true_Y = (
         torch.bincount(rows, minlength=most)
         for rows in (labels_N[guess_N == labels_N], guess_N, labels_N)
     )
-    counts = _summed(comm, [hits_Y, guessed_Y, true_Y], logits_NY.isnan().any())
+    counts = _summed(comm, [hits_Y, guessed_Y, true_Y], undefined)
     return math.nan if counts is None else _mean_of_present(*counts)
 
 

@@ -15,7 +15,7 @@ from hpcgnn.tasks.task import Task
 from hpcgnn.train.calls import ModelCall
 from hpcgnn.train.diagnosis import first_layer
 from hpcgnn.train.optimisation import Attack
-from hpcgnn.train.scores import check_output
+from hpcgnn.train.scores import check_output, picked
 from hpcgnn.train.telemetry import Stopwatch
 
 
@@ -45,7 +45,7 @@ class Passes:
             place = self.call.place(rows)
             if self.first:
                 check_output(output, place, self.task)
-            share = self.task.loss(self.graph, output[place], rows)
+            share = self.task.loss(self.graph, picked(output, place), rows)
             if isinstance(share, Tensor) and not share.requires_grad:
                 # A rank with a constant share must still take part in the others' backward passes.
                 share = share + output[:0].sum()
