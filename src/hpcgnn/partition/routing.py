@@ -118,12 +118,12 @@ def renumber(values: Array, bound: int) -> Int64:
     return found.astype(np.int64, copy=False)
 
 
-def row_windows(indptr: Int64, most: int = ROWS) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows with at most `most` edges and rows; a longer row is one by itself."""
+def row_windows(indptr: Int64) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows with at most ROWS edges and rows; a longer row is one by itself."""
     low, rows = 0, len(indptr) - 1
     while low < rows:
-        high = int(np.searchsorted(indptr, indptr[low] + most, side="right")) - 1
-        high = min(max(high, low + 1), low + most, rows)
+        high = int(np.searchsorted(indptr, indptr[low] + ROWS, side="right")) - 1
+        high = min(max(high, low + 1), low + ROWS, rows)
         yield low, high
         low = high
 

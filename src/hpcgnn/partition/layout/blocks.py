@@ -177,22 +177,32 @@ class _RowLists:
 
 def settle_ties(lists: EdgeLists) -> None:
     """Sort edges with the same ends by relation, weight, then features, in place."""
-    again = np.zeros(len(lists.columns) + 1, bool)  # whether the ends are those of the edge before
-    np.equal(lists.columns[1:], lists.columns[:-1], out=again[1:-1])
-    again[np.cumsum(lists.counts, dtype=np.int64)] = False
+    given = {name: getattr(lists, name) for name in EDGE_COLUMNS}
+    columns = {name: values for name, values in given.items() if values is not None}
+    starts = pointers(lists.counts)
+    for low, high in row_windows(starts):
+        edges = slice(int(starts[low]), int(starts[high]))
+        tied, order = _ties(
+            starts[low + 1 : high + 1] - edges.start,
+            lists.columns[edges],
+            {name: values[edges] for name, values in columns.items()},
+        )
+        for values in columns.values():
+            values[edges][tied] = values[edges][order]
+
+
+def _ties(ends: Int64, column: Array, columns: Columns) -> tuple[Int64, Int64]:
+    """Return the edges of some rows whose ends are not theirs alone, as they are and sorted."""
+    again = np.zeros(len(column) + 1, bool)  # whether the ends are those of the edge before
+    np.equal(column[1:], column[:-1], out=again[1:-1])
+    again[ends] = False
     tied = np.flatnonzero(again[:-1] | again[1:])
-    if not len(tied):
-        return
     keys: list[Array] = []
-    if lists.features is not None:
-        features = lists.features[tied]
+    if "features" in columns:
+        features = columns["features"][tied]
         keys = [features[:, k] for k in reversed(range(features.shape[1]))]
-    keys += [values[tied] for values in (lists.weight, lists.relation) if values is not None]
-    order = tied[np.lexsort((*keys, np.cumsum(~again[tied])))]
-    for name in EDGE_COLUMNS:
-        values = getattr(lists, name)
-        if values is not None:
-            values[tied] = values[order]
+    keys += [columns[name][tied] for name in ("weight", "relation") if name in columns]
+    return tied, tied[np.lexsort((*keys, np.cumsum(~again[tied])))]
 
 
 def with_send_lists(
