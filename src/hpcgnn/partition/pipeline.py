@@ -184,7 +184,8 @@ def _cut(
     cost = options.node_cost + options.edge_cost * np.diff(indptr)
     edges = SlabEdges(low, high, indptr, graph.read_sources)
     problem = Problem(edges, graph.num_nodes, num_parts, cost, train, options)
-    check_layout(comm, graph, problem, method)
+    with comm.at("estimate the memory"):
+        check_layout(comm, graph, problem, method)
     with comm.at(f"method {method}"), display.stage(f"method {method}"):
         if method == "auto":
             method, reason = choose(comm, problem)

@@ -99,7 +99,8 @@ class LayoutNeed:
         lists = self._lists() + self.edge_bytes * self.num_edges
         if not symmetric:
             lists += self._lists() + self.carried_bytes * self.num_edges
-        return 36.0 * self.num_nodes + lists + self.node_bytes
+        checks = 8 * self.num_nodes + 4 * self.entries  # before the parts are written
+        return 36.0 * self.num_nodes + lists + self.node_bytes + checks
 
 
 def check_layout(comm: Communicator, graph: GraphFile, problem: Problem, method: str) -> None:
