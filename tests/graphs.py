@@ -15,6 +15,7 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.partition.layout import assembly
+from hpcgnn.partition.layout.sources import HeldSource
 from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.load import assemble
 from hpcgnn.storage.read.nodes import NodeData
@@ -139,7 +140,8 @@ def _laid_out(layout: Layout) -> list[bytes]:
         labels=whole.labels.astype(np.int64),
         split=whole.split[:, None],
     )
-    parts, _ = assembly.build(_alone(), slab, nodes, layout.owner, size, whole.num_nodes)
+    source = HeldSource(slab, nodes)
+    parts, _ = assembly.build(_alone(), source, layout.owner, size, whole.num_nodes)
     return [pickle.dumps(part) for part in parts]
 
 

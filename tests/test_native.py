@@ -14,7 +14,7 @@ from hpcgnn.partition.routing import group_by, sort_columns
 from hpcgnn.storage.fingerprint import fingerprint, mix64
 
 ROWS, BEGIN = np.array([1, 0, 2]), np.array([0, 1, 2, 3])
-ADJACENCY = Adjacency.of(3, np.array([0, 1]), np.array([1, 0]))
+ADJACENCY = Adjacency.of(np.array([0, 1, 2, 2]), np.array([1, 0]))
 CALLS = {
     "fingerprint": lambda: fingerprint("x", ROWS),
     "mix64": lambda: mix64(np.zeros(3, np.uint64)),

@@ -8,8 +8,10 @@ import numpy as np
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.edges import SlabEdges
+from hpcgnn.partition.layout.nearness import Adjacency
 from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.problem import Problem
+from hpcgnn.partition.routing import group_by
 from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
@@ -39,6 +41,12 @@ def slab_of(source: np.ndarray, target: np.ndarray, low: int, high: int) -> Grap
     counts = np.bincount(target[a:b] - low, minlength=high - low)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return GraphSlab(low, high, indptr, source[a:b].astype(np.int64))
+
+
+def by_rows(num_nodes: int, rows: np.ndarray, columns: np.ndarray) -> Adjacency:
+    """Return the adjacency of edges in any order."""
+    begin, order = group_by(rows, num_nodes)
+    return Adjacency.of(begin, columns[order])
 
 
 def make_problem(

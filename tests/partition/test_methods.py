@@ -9,6 +9,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.partition import problem as memory
 from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.layout import assembly
+from hpcgnn.partition.layout.sources import HeldSource
 from hpcgnn.partition.options import METHODS, PartitionOptions
 from hpcgnn.partition.pipeline import assign
 from hpcgnn.partition.pyparmetis import builds
@@ -145,7 +146,8 @@ def test_computed_random_partition_figures_match_its_layout(comm, num_parts):
     split = problem.train[:, None].astype(np.int8)
     owner = assign(comm, "random", problem)
     slab = slab_of(*edges, problem.edges.lo, problem.edges.hi)
-    _, built = assembly.build(comm, slab, NodeData(split=split), owner, num_parts, 60)
+    source = HeldSource(slab, NodeData(split=split))
+    _, built = assembly.build(comm, source, owner, num_parts, 60)
     counted = random_numbers(comm, problem)
     for name in ("nodes", "edges", "cut", "halo", "sent", "train"):
         assert np.array_equal(getattr(counted, name), getattr(built, name)), name

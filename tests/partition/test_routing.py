@@ -18,6 +18,16 @@ def test_distinct_values(count, bound):
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 500])
+@pytest.mark.parametrize("bound", [1, 9, 10**9], ids=["one", "table", "sort"])
+def test_values_renumbered_in_place(count, bound):
+    values = np.random.default_rng(count).integers(0, bound, count).astype(np.int32)
+    before = values.copy()
+    found = routing.renumber(values, bound)
+    assert np.array_equal(found, np.unique(before))
+    assert np.array_equal(found[values], before)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 500])
 def test_group_by_is_stable(count):
     keys = np.random.default_rng(count).integers(0, 9, count)
     starts, order = routing.group_by(keys, 9)

@@ -12,6 +12,7 @@ from mpi4py import MPI
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.layout import assembly
+from hpcgnn.partition.layout.sources import HeldSource
 from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.nodes import CsrRows, NodeData
 from hpcgnn.storage.read.partition_file import Part, write_parts
@@ -46,7 +47,8 @@ def small_parts(
     owner = random_owner(whole.num_nodes, num_parts)[lo:hi]
     if even:
         owner = np.arange(lo, hi) % num_parts
-    parts, _ = assembly.build(comm, _slab(whole, lo, hi), nodes, owner, num_parts, whole.num_nodes)
+    source = HeldSource(_slab(whole, lo, hi), nodes)
+    parts, _ = assembly.build(comm, source, owner, num_parts, whole.num_nodes)
     header = {
         "num_nodes": 30,
         "num_edges": len(whole.source),

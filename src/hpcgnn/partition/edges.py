@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -58,18 +59,24 @@ class SlabEdges:
             least: least number of windows, if a rank has that many rows.
             most: most rows and edges of a window; a row with more is a window by itself.
         """
-        last = self.hi - self.lo
-        whole = self.count + last
-        count = comm.allreduce(max(min(least, last), -(-whole // most), 1), op="max")
-        wanted = whole * np.arange(count + 1) // count
-        bounds, high = np.zeros(count + 1, np.int64), np.full(count + 1, last)
-        while (bounds < high).any():  # the first row with the wanted rows and edges before it
-            middle = (bounds + high) // 2
-            below = self.indptr[middle] + middle < wanted
-            bounds, high = np.where(below, middle + 1, bounds), np.where(below, high, middle)
-        bounds[-1] = last
-        for k in range(count):
-            yield self.window(self.lo + int(bounds[k]), self.lo + int(bounds[k + 1]))
+        bounds = window_bounds(comm, self.indptr, least, most)
+        for low, high in pairwise(bounds.tolist()):
+            yield self.window(self.lo + low, self.lo + high)
+
+
+def window_bounds(comm: Communicator, indptr: Int64, least: int = 1, most: int = WINDOW) -> Int64:
+    """Return the bounds of the windows that `SlabEdges.windows` yields, from 0. Collective."""
+    last = len(indptr) - 1
+    whole = int(indptr[-1]) + last
+    count = comm.allreduce(max(min(least, last), -(-whole // most), 1), op="max")
+    wanted = whole * np.arange(count + 1) // count
+    bounds, high = np.zeros(count + 1, np.int64), np.full(count + 1, last)
+    while (bounds < high).any():  # the first row with the wanted rows and edges before it
+        middle = (bounds + high) // 2
+        below = indptr[middle] + middle < wanted
+        bounds, high = np.where(below, middle + 1, bounds), np.where(below, high, middle)
+    bounds[-1] = last
+    return bounds
 
 
 def by_rank(comm: Communicator, rank: Array, *columns: Array, where: str) -> list[Array]:

@@ -59,21 +59,21 @@ def _whole(
     path: Path, comm: Communicator, *, split: int, ring: Ring | None, mode: str
 ) -> PartitionedGraph:
     from hpcgnn.partition.layout import assembly  # not cheap to import
+    from hpcgnn.partition.layout.sources import FileSource
 
     with GraphFile(path) as graph:
         count = graph.num_nodes
         graph.compare(graph.fingerprint_of(0, count))
-        slab, nodes = graph.read_rows(0, count), graph.read_nodes(0, count)
         header: dict[str, Any] = {
             **graph.counts.attributes(),
             "graph_fingerprint": graph.fingerprint,
             "config": graph.kinds().stored(),
         }
-    splits = int(header.get("num_splits", 0))
-    if not 0 <= split < max(splits, 1):
-        raise InputError(
-            f"has {counted(splits, 'split')}, none with this number", file=path, value=split
-        )
-    owner = np.zeros(count, np.int32)
-    (part,), _ = assembly.build(comm, slab, nodes, owner, 1, count)
+        splits = int(header.get("num_splits", 0))
+        if not 0 <= split < max(splits, 1):
+            raise InputError(
+                f"has {counted(splits, 'split')}, none with this number", file=path, value=split
+            )
+        owner = np.zeros(count, np.int32)
+        (part,), _ = assembly.build(comm, FileSource(graph, 0, count), owner, 1, count)
     return load.assemble(part, comm, header, path, split=split, ring=ring, mode=mode)

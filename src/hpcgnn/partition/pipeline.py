@@ -18,13 +18,15 @@ from hpcgnn.loading import refuse_while_loading
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
+from hpcgnn.partition.layout.memory import check_layout
+from hpcgnn.partition.layout.sources import FileSource
 from hpcgnn.partition.options import METHODS, PartitionOptions
 from hpcgnn.partition.parmetis import MemoryNeed, is_narrow, parmetis_parts
 from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.pyparmetis import binding, builds
 from hpcgnn.partition.quality import random_numbers
 from hpcgnn.partition.refine import refine_volume
-from hpcgnn.partition.routing import Array
+from hpcgnn.partition.routing import Array, Int64
 from hpcgnn.partition.simple import block_parts, random_parts, streaming_parts
 from hpcgnn.settings import check_path
 from hpcgnn.storage.read.graph_file import GraphFile
@@ -112,13 +114,11 @@ def _assembled(
         require_same(comm, facts, "graphs", file=path)
         low, high = slab_bounds(graph, comm.rank, comm.size)
         cut = _cut(comm, graph, (low, high), num_parts, method, options, display)
-        reading = "read the edges and nodes"
-        with agreed(comm, reading), display.stage(reading):
-            slab = graph.read_rows(low, high)
-            nodes = graph.read_nodes(low, high)
+        with agreed(comm, "read the names of types"):
             kinds = graph.kinds()
-    with comm.at("lay out the parts"), display.stage("lay out the parts"):
-        made, numbers = assembly.build(comm, slab, nodes, cut.owner, num_parts, graph.num_nodes)
+        with comm.at("lay out the parts"), display.stage("lay out the parts"):
+            source = FileSource(graph, low, high, cut.indptr)
+            made, numbers = assembly.build(comm, source, cut.owner, num_parts, graph.num_nodes)
     report = {
         "method": cut.method,
         "parts": num_parts,
@@ -141,13 +141,14 @@ def _assembled(
 class _Cut:
     """The part of each row of this rank's slab, and how it was found.
 
-    `random`: the numbers of a random partition, for comparison.
+    `random`: the numbers of a random partition, for comparison; `indptr`: of the rows, from 0.
     """
 
     method: str
     owner: Array
     random: dict[str, Any]
     notes: list[str]
+    indptr: Int64
 
 
 def _opened(comm: Communicator, path: Path, num_parts: int) -> GraphFile:
@@ -183,6 +184,8 @@ def _cut(
     cost = options.node_cost + options.edge_cost * np.diff(indptr)
     edges = SlabEdges(low, high, indptr, graph.read_sources)
     problem = Problem(edges, graph.num_nodes, num_parts, cost, train, options)
+    with comm.at("estimate the memory"):
+        check_layout(comm, graph, problem, method)
     with comm.at(f"method {method}"), display.stage(f"method {method}"):
         if method == "auto":
             method, reason = choose(comm, problem)
@@ -194,7 +197,7 @@ def _cut(
     compared = "random partition for comparison"
     with comm.at(compared), display.stage(compared):
         random = random_numbers(comm, problem)
-    return _Cut(method, owner, random.summary(), problem.notes)
+    return _Cut(method, owner, random.summary(), problem.notes, indptr)
 
 
 def default_file(graph: str | Path, num_parts: int) -> Path:

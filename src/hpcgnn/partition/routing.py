@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ctypes import c_int64
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.native import address
 from hpcgnn.partition.layout.library import library
+from hpcgnn.sorting import sorted_unique
 
 Array = NDArray[Any]
 Int64 = NDArray[np.int64]
+ROWS = 1 << 16  # rows, or edges, of a window that stays on its rank
 
 
 def pointers(counts: Array) -> Int64:
@@ -93,6 +96,38 @@ def distinct(values: Array, bound: int) -> tuple[Int64, Array]:
     return found, place[values]
 
 
+def renumber(values: Array, bound: int) -> Int64:
+    """Return the distinct values, ascending; replace each of `values` by its position there.
+
+    The values lie in `0 .. bound - 1`.
+    """
+    table = bound <= len(values) + 2**16
+    if table:
+        seen = np.zeros(bound, bool)
+        for low in range(0, len(values), ROWS):
+            seen[values[low : low + ROWS]] = True
+        found = np.flatnonzero(seen)
+        del seen
+        place = np.empty(bound, positions_type(len(found)))
+        place[found] = positions(len(found))
+    else:
+        found = sorted_unique(values)
+    for low in range(0, len(values), ROWS):
+        window = values[low : low + ROWS]
+        values[low : low + ROWS] = place[window] if table else np.searchsorted(found, window)
+    return found.astype(np.int64, copy=False)
+
+
+def row_windows(indptr: Int64) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows with at most ROWS edges and rows; a longer row is one by itself."""
+    low, rows = 0, len(indptr) - 1
+    while low < rows:
+        high = int(np.searchsorted(indptr, indptr[low] + ROWS, side="right")) - 1
+        high = min(max(high, low + 1), low + ROWS, rows)
+        yield low, high
+        low = high
+
+
 def tally(keys: Array) -> tuple[Array, Int64]:
     """Return the distinct keys, ascending, and the count of each. Sorts `keys` in place."""
     keys.sort()
@@ -139,71 +174,93 @@ class Slabs:
         return np.concatenate(self._comm.alltoallv(answers, where="partition: answer look-ups"))
 
 
-@dataclass(frozen=True)
 class Route:
-    """The destinations of slab rows: the ranks that assemble their parts."""
+    """The way of the rows of slabs to the ranks that assemble their parts.
+
+    On each rank the rows arrive in ascending order: `count` rows, `first[s]` of them from ranks
+    before s.
+    """
+
+    def __init__(self, comm: Communicator, owner: Array) -> None:
+        """Args: owner: the part of each row of the slab. Collective."""
+        self.comm, self.owner = comm, owner
+        sent = np.zeros(comm.size, np.int64)
+        for low in range(0, len(owner), ROWS):
+            sent += np.bincount(owner[low : low + ROWS] % comm.size, minlength=comm.size)
+        counts = comm.alltoallv(np.split(sent, comm.size), where="partition: count rows")
+        self.first = pointers(np.concatenate(counts))
+        self.count = int(self.first[-1])
+
+    def parcels(self, bounds: Int64) -> Iterator[Parcel]:
+        """Yield the rows of the slab in windows `bounds[k] .. bounds[k + 1] - 1`. Collective.
+
+        All ranks have equally many windows.
+        """
+        cursor = self.first[:-1].copy()
+        for low, high in pairwise(bounds.tolist()):
+            cuts, order = group_by(self.owner[low:high] % self.comm.size, self.comm.size)
+            told = np.split(np.diff(cuts), self.comm.size)
+            counts = np.concatenate(self.comm.alltoallv(told, where="partition: count rows"))
+            arrived = np.repeat(cursor - pointers(counts)[:-1], counts) + np.arange(counts.sum())
+            cursor += counts
+            yield Parcel(self.comm, low, high, order, cuts, arrived)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A window of slab rows on its way to other ranks, and what arrives from theirs.
+
+    low, high: the rows of the slab, from 0.
+    order, cuts: the window's rows by destination rank, and where each rank's begin.
+    arrived: the positions of the rows that arrive, among all that arrive on this rank.
+    """
 
     comm: Communicator
-    order: Array  # slab rows, by destination rank
-    cuts: Array  # [size + 1] into order
-
-    @classmethod
-    def to_parts(cls, comm: Communicator, owner: Array) -> Route:
-        cuts, order = group_by(owner % comm.size, comm.size)
-        return cls(comm, order, cuts)
+    low: int
+    high: int
+    order: Array
+    cuts: Int64
+    arrived: Int64
 
     def rows(self, values: Array) -> Array:
-        """Send a value (or row of an array) per slab row; return arrivals by ascending row."""
-        chunks = [values[self.order[a:b]] for a, b in self._ranges()]
-        return np.concatenate(self.comm.alltoallv(chunks, where="partition: distribute rows"))
+        """Send a value (or row of an array) per row of the window; return those that arrive."""
+        chunks = [values[self.order[a:b]] for a, b in pairwise(self.cuts.tolist())]
+        return _joined(self.comm.alltoallv(chunks, where="partition: distribute rows"))
 
     def ragged(self, indptr: Int64, values: Array) -> Array:
-        """Send `indptr[i+1] - indptr[i]` values per slab row i; return arrivals as `rows` does."""
-        chunks = [values[edge_positions(indptr, self.order[a:b])] for a, b in self._ranges()]
-        return np.concatenate(self.comm.alltoallv(chunks, where="partition: distribute edges"))
+        """Send `indptr[i+1] - indptr[i]` values for each row i of the window, likewise."""
+        chunks = [
+            values[edge_positions(indptr, self.order[a:b])] for a, b in pairwise(self.cuts.tolist())
+        ]
+        return _joined(self.comm.alltoallv(chunks, where="partition: distribute edges"))
 
-    def _ranges(self) -> list[tuple[int, int]]:
-        return list(zip(self.cuts[:-1].tolist(), self.cuts[1:].tolist(), strict=True))
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def between_parts(
-    comm: Communicator,
-    num_parts: int,
-    values: Sequence[Array],
-    counts: Sequence[Int64],
-    template: Array,
-) -> tuple[list[Array], list[Int64]]:
-    """Exchange values among parts. Collective.
+    comm: Communicator, num_parts: int, values: Sequence[Sequence[Array]], template: Array
+) -> list[list[Array]]:
+    """Exchange arrays among parts. Collective.
 
-    `values[k]`, of this rank's k-th part, is sorted by target part; `counts[k][q]` of them go to
-    part q. Returns the same for arrivals: per local part the values in the order of the parts they
-    come from, and the number from each. `template` is an empty array of the common dtype and
+    `values[k][q]`, of this rank's k-th part, goes to part q. Returns the same for arrivals: per
+    local part an array from each part. `template` is an empty array of the common dtype and
     trailing shape.
     """
     size, parts = comm.size, local_parts(comm, num_parts)
-    table = np.array(counts, np.int64).reshape(len(parts), num_parts)
-    starts = [pointers(row) for row in table]
-    bodies = []
+    heads, bodies = [], []
     for rank in range(size):
-        chunks = [
-            values[k][starts[k][q] : starts[k][q + 1]]
-            for k in range(len(parts))
-            for q in range(rank, num_parts, size)
-        ]
-        bodies.append(np.concatenate([template, *chunks]))
-    heads = [np.ascontiguousarray(table[:, rank::size]).ravel() for rank in range(size)]
+        chunks = [values[k][q] for k in range(len(parts)) for q in range(rank, num_parts, size)]
+        heads.append(np.array([len(chunk) for chunk in chunks], np.int64))
+        bodies.append(_joined(chunks) if chunks else template)
     heads = comm.alltoallv(heads, where="partition: exchange among parts")
     bodies = comm.alltoallv(bodies, where="partition: exchange among parts")
-
-    arrived = np.empty((len(parts), num_parts), np.int64)
-    chunks_of: list[list[Array]] = [[template] * num_parts for _ in parts]
+    arrived: list[list[Array]] = [[template] * num_parts for _ in parts]
     for rank in range(size):
-        head = heads[rank].reshape(len(range(rank, num_parts, size)), len(parts))
-        arrived[:, rank::size] = head.T
-        cuts = pointers(head.ravel())
-        position = 0
+        cuts = pairwise(pointers(heads[rank]).tolist())
         for p in range(rank, num_parts, size):
             for k in range(len(parts)):
-                chunks_of[k][p] = bodies[rank][cuts[position] : cuts[position + 1]]
-                position += 1
-    return [np.concatenate([template, *chunks]) for chunks in chunks_of], list(arrived)
+                low, high = next(cuts)
+                arrived[k][p] = bodies[rank][low:high]
+    return arrived

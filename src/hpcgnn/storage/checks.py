@@ -77,7 +77,7 @@ def ascending_in_rows(values: np.ndarray, starts: np.ndarray, place: Place) -> N
     for low in range(0, values.size - 1, _BLOCK):
         block = values[low : low + _BLOCK + 1]
         falls = np.flatnonzero(block[1:] < block[:-1]) + 1 + low
-        at = np.searchsorted(starts, falls)
+        at = np.searchsorted(starts, falls.astype(starts.dtype, copy=False))
         inside = starts[np.minimum(at, starts.size - 1)] != falls
         if inside.any():
             entry = int(falls[np.argmax(inside)])

@@ -7,6 +7,7 @@ import pytest
 
 from hpcgnn.errors import InputError
 from hpcgnn.partition.layout import assembly
+from hpcgnn.partition.layout.sources import HeldSource
 from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.nodes import CsrRows, NodeData
 
@@ -92,8 +93,7 @@ def _build(comm, graph, num_parts, owner, *, empty=None, sparse=False):
     low, high = cuts[comm.rank], cuts[comm.rank + 1]
     return assembly.build(
         comm,
-        graph.slab(low, high),
-        graph.nodes(low, high, sparse),
+        HeldSource(graph.slab(low, high), graph.nodes(low, high, sparse)),
         owner[low:high],
         num_parts,
         graph.n,
@@ -254,8 +254,9 @@ def test_wrong_input_is_refused_on_all_ranks(comm):
         _build(comm, graph, 2, owner)
     with pytest.raises(InputError, match="8 of 9"):
         nodes, slab = NodeData(), graph.slab(0, 8) if comm.rank == 0 else graph.slab(8, 8)
-        assembly.build(comm, slab, nodes, owner[: slab.hi - slab.lo], 2, 9)
+        assembly.build(comm, HeldSource(slab, nodes), owner[: slab.hi - slab.lo], 2, 9)
     with pytest.raises(InputError, match="labels has 3 rows for 9"):
         low, high = (0, 9) if comm.rank == 0 else (9, 9)
         labels = np.zeros(3 if comm.rank == 0 else 0, np.int64)
-        assembly.build(comm, graph.slab(low, high), NodeData(labels=labels), owner[low:high], 8, 9)
+        source = HeldSource(graph.slab(low, high), NodeData(labels=labels))
+        assembly.build(comm, source, owner[low:high], 8, 9)

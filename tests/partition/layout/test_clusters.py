@@ -6,7 +6,7 @@ from hpcgnn.errors import InputError
 from hpcgnn.partition.layout import library
 from hpcgnn.partition.layout.blocks import local_order
 from hpcgnn.partition.layout.clusters import order_by_cluster
-from hpcgnn.partition.layout.nearness import Adjacency
+from tests.partition.slabs import by_rows
 
 
 def shuffled_caves(count, size, seed):
@@ -16,7 +16,7 @@ def shuffled_caves(count, size, seed):
     rows, columns = new[np.array(graph.to_directed().edges).T]
     clique = np.empty(count * size, int)
     clique[new] = np.arange(count * size) // size
-    return Adjacency.of(count * size, rows, columns), clique
+    return by_rows(count * size, rows, columns), clique
 
 
 @pytest.mark.parametrize("limit", [5, 9, 40])
@@ -42,16 +42,15 @@ def test_clusters_keep_the_order_of_the_traversal():
 @pytest.mark.parametrize("num_nodes", [0, 1, 7])
 def test_clusters_of_nodes_without_neighbours(num_nodes):
     visit = np.arange(num_nodes)[::-1]
-    order = order_by_cluster(Adjacency.of(num_nodes, *np.empty((2, 0), int)), visit)
+    order = order_by_cluster(by_rows(num_nodes, *np.empty((2, 0), int)), visit)
     np.testing.assert_array_equal(order, visit)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_clusters_of_nodes_that_no_rank_reads_come_first(symmetric):
     adjacency, clique = shuffled_caves(5, 8, seed=3)
-    rows, columns = np.repeat(np.arange(40), np.diff(adjacency.begin)), adjacency.neighbour
     sent = np.random.default_rng(4).random(40) < 0.4
-    order = local_order(40, rows, columns, sent, symmetric=symmetric)
+    order = local_order(adjacency, sent, symmetric=symmetric)
     np.testing.assert_array_equal(np.sort(order), np.arange(40))
     assert (np.diff(sent[order].astype(int)) >= 0).all()
     for kept in (order[~sent[order]], order[sent[order]]):
@@ -59,7 +58,7 @@ def test_clusters_of_nodes_that_no_rank_reads_come_first(symmetric):
 
 
 def test_a_library_that_was_not_built_is_reported(monkeypatch, tmp_path):
-    adjacency = Adjacency.of(1, *np.empty((2, 0), int))
+    adjacency = by_rows(1, *np.empty((2, 0), int))
     monkeypatch.setattr(library, "LIBRARY", tmp_path / "libhpcgnn_layout.so")
     with pytest.raises(InputError, match=r"pip install \."):
         order_by_cluster(adjacency, np.zeros(1))

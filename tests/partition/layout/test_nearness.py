@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csgraph, csr_array
 
-from hpcgnn.partition.layout.nearness import Adjacency, reverse_cuthill_mckee
+from hpcgnn.partition.layout.nearness import reverse_cuthill_mckee
+from tests.partition.slabs import by_rows
 
 
 @pytest.mark.parametrize("num_nodes", [1, 7, 8, 9, 300])
@@ -20,10 +21,10 @@ def test_orders_equal_scipys(num_nodes, degree):
     rows = (num_nodes * rng.random(count) ** 3).astype(int)
     columns = rng.integers(0, num_nodes, count)
     expected = csr_array((np.ones(count, bool), (rows, columns)), shape=(num_nodes, num_nodes))
-    found = Adjacency.of(num_nodes, rows, columns)
+    found = by_rows(num_nodes, rows, columns)
     assert np.array_equal(found.begin, expected.indptr)
     assert np.array_equal(found.neighbour, expected.indices)
-    order = reverse_cuthill_mckee(Adjacency.both_ways(num_nodes, rows, columns))
+    order = reverse_cuthill_mckee(found.both_ways())
     assert np.array_equal(order, csgraph.reverse_cuthill_mckee(expected))
 
 
@@ -33,7 +34,7 @@ def test_a_hub_costs_little_extra_time():
     ends, hub = rng.integers(1, num_nodes, (2, 1_000_000)), np.arange(1, num_nodes)
     seconds = []
     for more in (np.empty((2, 0), int), np.stack([hub, np.zeros_like(hub)])):
-        graph = Adjacency.both_ways(num_nodes, *np.concatenate([ends, more], axis=1))
+        graph = by_rows(num_nodes, *np.concatenate([ends, more], axis=1)).both_ways()
         begin = process_time()
         reverse_cuthill_mckee(graph)
         seconds.append(process_time() - begin)

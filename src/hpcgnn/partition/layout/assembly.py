@@ -1,8 +1,9 @@
 """Assembly of parts from slabs of a graph and an owner per node.
 
-All data is exchanged between ranks: a rank never holds more than its slab and its own parts.
+All data is exchanged between ranks, a window at a time: a rank never holds more than its own parts,
+once, and a few windows.
 
-    parts, numbers = layout.build(comm, slab, nodes, owner, num_parts, num_nodes)
+    parts, numbers = layout.build(comm, source, owner, num_parts, num_nodes)
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.partition.edges import window_bounds
 from hpcgnn.partition.layout.blocks import (
+    SourceTable,
     assemble_blocks,
-    is_symmetric,
+    asymmetry,
     local_order,
+    reversed_blocks,
+    settle_ties,
     with_send_lists,
 )
 from hpcgnn.partition.layout.columns import (
+    EDGES,
+    ArrivedEdges,
     Columns,
+    PlacedNodes,
     agree,
-    check_lengths,
-    distribute,
-    node_columns,
-    take,
+    edge_columns,
+    placed_edges,
 )
+from hpcgnn.partition.layout.nearness import Adjacency
+from hpcgnn.partition.layout.sources import SlabSource
 from hpcgnn.partition.quality import Numbers
 from hpcgnn.partition.routing import (
     Array,
@@ -36,20 +44,19 @@ from hpcgnn.partition.routing import (
     Route,
     Slabs,
     between_parts,
-    distinct,
     edge_positions,
     group_by,
     local_parts,
     pointers,
     positions,
+    positions_type,
+    renumber,
 )
 from hpcgnn.sorting import sorted_unique
-from hpcgnn.storage.read.graph_file import GraphSlab
-from hpcgnn.storage.read.nodes import NodeData
 from hpcgnn.storage.read.partition_file import EdgeLists, Part
 
-_EDGE_COLUMNS = ("weight", "relation", "features")  # used by messages, in both directions
 _INT64 = np.empty(0, np.int64)
+_INT32 = np.empty(0, np.int32)
 
 
 @dataclass
@@ -57,31 +64,25 @@ class _Draft:
     """A part during its assembly. Old local indices ascend with the node's id."""
 
     index: int
-    arrived: Int64  # its nodes among those that arrived on this rank: [n]
-    ids: Int64  # [n] ascending
-    row: Array  # [E] old local destination
-    source: Array  # [E] position in the table of sources
-    source_ids: Int64  # [U] the table: distinct, ascending
-    columns: Columns
-    peer: Int64 = field(default_factory=lambda: _INT64)  # [U] the part of each source
+    ids: Int64  # [n] ascending, in the end in final order
+    rows: slice  # its nodes among those of this rank's parts
+    edges: slice  # its edges, likewise
+    indptr: Int64  # [n + 1]
+    source: Array  # [E] by old local destination: position in the table of sources
+    source_ids: Int64 = field(default_factory=lambda: _INT64)  # [U] the table, ascending
+    peer: Array = field(default_factory=lambda: _INT32)  # [U] the part of each source
     order: Int64 = field(default_factory=lambda: _INT64)  # [n] old local indices in final order
-    position: Array = field(default_factory=lambda: _INT64)  # [n] its inverse
+    position: Array = field(default_factory=lambda: _INT32)  # [n] its inverse
 
 
 def build(
-    comm: Communicator,
-    slab: GraphSlab,
-    nodes: NodeData,
-    owner: Array,
-    num_parts: int,
-    num_nodes: int,
+    comm: Communicator, source: SlabSource, owner: Array, num_parts: int, num_nodes: int
 ) -> tuple[list[Part], Numbers]:
     """Assemble the parts, part p on rank `p % comm.size`. Collective.
 
     Args:
-        slab: rows `lo .. hi - 1` of the in-neighbour lists; ranks hold consecutive slabs that
-            cover the graph, any may be empty. Its indices, the largest array, are freed on the way.
-        nodes: the same rows of the node data.
+        source: rows `lo .. hi - 1` of the graph; ranks have consecutive slabs that cover the graph,
+            any may be empty.
         owner: the part of each row, integers `[hi - lo]` in `0 .. num_parts - 1`.
 
     Returns:
@@ -89,51 +90,51 @@ def build(
 
     Raises:
         InputError: the slabs don't cover the graph, a part is out of range, an array has the wrong
-            length, or a part is too large for 32-bit local indices.
+            length, what is read is damaged, or a part is too large for 32-bit local indices.
     """
-    slabs = Slabs(comm, slab.lo, slab.hi, num_nodes)
-    edges = agree(
-        comm,
-        {
-            "weight": slab.weight,
-            "relation": slab.relation,
-            "features": slab.edge_features,
-            "labels": slab.edge_labels,
-            "split": slab.edge_split,
-        },
-    )
-    carried = {name: column for name, column in edges.items() if name in _EDGE_COLUMNS}
-    columns = node_columns(comm, nodes)
+    slabs = Slabs(comm, source.lo, source.hi, num_nodes)
     with agreed(comm, "layout"):
-        _check(slab, edges, columns, owner, num_parts, num_nodes)
+        source.check(num_nodes)
+        _check(source, owner, num_parts)
+        empty = source.edges(source.lo, source.lo)
+    forms = agree(comm, edge_columns(empty))
     owner = np.asarray(owner, np.int32)
-    symmetric = is_symmetric(comm, slab.lo, slab.indptr, slab.indices, carried)
-
-    route = Route.to_parts(comm, owner)
-    drafts = _collect(comm, route, slab, edges, owner, num_parts, num_nodes)
-    slab.indices = slab.indices[:0].copy()
+    route = Route(comm, owner)
+    edges, drafts = _rows(comm, route, source, num_parts)
+    symmetric = _collect(comm, route, source, edges, forms, num_nodes)
+    _number_sources(edges, drafts, num_nodes)
     _find_owners(slabs, drafts, owner)
-    in_edges, halo_indices = _in_edges(comm, num_parts, drafts, symmetric)
+    in_edges = _in_edges(comm, num_parts, drafts, edges, symmetric, keep=bool(forms))
+    if forms:
+        for draft in drafts:
+            draft.source += draft.source.dtype.type(draft.edges.start)
+        _add_attributes(placed_edges(comm, route, source, forms, edges), drafts, in_edges)
+    final = _final(drafts, edges)
+    del edges
+    for draft in drafts:
+        draft.ids = draft.ids[draft.order]
+        draft.source, draft.indptr, draft.order = _INT32, _INT64, _INT64
     out_edges: Sequence[EdgeLists | None] = [None] * len(drafts)
     if not symmetric:
-        out_edges = _out_edges(comm, num_parts, drafts, in_edges, halo_indices)
-    columns = distribute(comm, route, columns)
+        indices = [draft.index for draft in drafts]
+        out_edges = reversed_blocks(comm, num_parts, indices, in_edges)
+    nodes = PlacedNodes(comm, route, source, final)
     parts = [
-        _finished(draft, columns, num_parts, inward, outward)
+        _finished(draft, nodes, num_parts, inward, outward)
         for draft, inward, outward in zip(drafts, in_edges, out_edges, strict=True)
     ]
     return parts, _numbers(comm, num_parts, parts, symmetric)
 
 
 def _finished(
-    draft: _Draft, columns: Columns, num_parts: int, inward: EdgeLists, outward: EdgeLists | None
+    draft: _Draft, nodes: PlacedNodes, num_parts: int, inward: EdgeLists, outward: EdgeLists | None
 ) -> Part:
     """Return the part with its node data, in the final order of the nodes."""
-    data = take(columns, draft.arrived[draft.order])
+    data = nodes.take(draft.rows.start, draft.rows.stop)
     return Part(
         index=draft.index,
         num_parts=num_parts,
-        ids=draft.ids[draft.order],
+        ids=draft.ids,
         original_ids=data.original_ids,
         nodes=data,
         in_edges=inward,
@@ -141,182 +142,176 @@ def _finished(
     )
 
 
-def _check(
-    slab: GraphSlab, edges: Columns, columns: Columns, owner: Array, num_parts: int, num_nodes: int
-) -> None:
-    rows = slab.hi - slab.lo
+def _check(source: SlabSource, owner: Array, num_parts: int) -> None:
+    rows = source.hi - source.lo
     if num_parts < 1:
         raise InputError("a partition needs at least one part", value=num_parts)
-    if len(slab.indptr) != rows + 1 or int(slab.indptr[-1]) != len(slab.indices):
-        raise InputError(f"indptr doesn't fit {rows} rows and {len(slab.indices)} edges")
-    if len(slab.indices) and not 0 <= slab.indices.min() <= slab.indices.max() < num_nodes:
-        raise InputError(f"an edge leaves the graph of {num_nodes} nodes")
-    for name, column in edges.items():
-        if len(column) != len(slab.indices):
-            raise InputError(f"{name}: {len(column)} values, {len(slab.indices)} edges")
     if len(owner) != rows:
         raise InputError(f"{len(owner)} owners for {rows} rows")
     if rows and not 0 <= owner.min() <= owner.max() < num_parts:
         wrong = owner[(owner < 0) | (owner >= num_parts)][0]
         raise InputError(f"owner outside 0 .. {num_parts - 1}", value=int(wrong))
-    check_lengths(columns, rows)
+
+
+def _rows(
+    comm: Communicator, route: Route, source: SlabSource, num_parts: int
+) -> tuple[ArrivedEdges, list[_Draft]]:
+    """Send the id, part and degree of each row to the rank that assembles its part."""
+    part = np.empty(route.count, np.int32)
+    even = np.zeros(source.hi - source.lo + 1, np.int64)
+    bounds = window_bounds(comm, even, most=EDGES)
+    for parcel in route.parcels(bounds):
+        part[parcel.arrived] = parcel.rows(route.owner[parcel.low : parcel.high])
+    first, order = group_by(part // comm.size, len(local_parts(comm, num_parts)))
+    del part
+    slot = np.empty_like(order)
+    slot[order] = positions(len(order))
+    del order
+    ids, degree = np.empty(route.count, np.int64), np.empty(route.count, np.int64)
+    for parcel in route.parcels(bounds):
+        at = slot[parcel.arrived]
+        ids[at] = parcel.rows(np.arange(source.lo + parcel.low, source.lo + parcel.high))
+        degree[at] = parcel.rows(np.diff(source.indptr[parcel.low : parcel.high + 1]))
+    edges = ArrivedEdges(slot, pointers(degree), _INT32)
+    drafts = []
+    for k, p in enumerate(local_parts(comm, num_parts)):
+        rows = slice(int(first[k]), int(first[k + 1]))
+        indptr = edges.indptr[rows.start : rows.stop + 1]
+        between = slice(int(indptr[0]), int(indptr[-1]))
+        drafts.append(_Draft(p, ids[rows], rows, between, indptr - indptr[0], _INT32))
+    return edges, drafts
 
 
 def _collect(
     comm: Communicator,
     route: Route,
-    slab: GraphSlab,
-    edges: Columns,
-    owner: Array,
-    num_parts: int,
+    source: SlabSource,
+    edges: ArrivedEdges,
+    forms: Columns,
     num_nodes: int,
-) -> list[_Draft]:
-    """Send the rows of each part, with their edges, to the rank that assembles it."""
-    ids = route.rows(np.arange(slab.lo, slab.hi, dtype=np.int64))
-    part = route.rows(owner)
-    indptr = pointers(route.rows(np.diff(slab.indptr)))
-    narrow = np.int32 if num_nodes < 2**31 else np.int64
-    sources = route.ragged(slab.indptr, slab.indices.astype(narrow, copy=False))
-    columns = {name: route.ragged(slab.indptr, values) for name, values in edges.items()}
-    drafts = []
-    for p in local_parts(comm, num_parts):
-        mine = np.flatnonzero(part == p)
-        places = edge_positions(indptr, mine) if len(mine) < len(part) else slice(None)
-        table, source = distinct(sources[places], num_nodes)
-        drafts.append(
-            _Draft(
-                index=p,
-                arrived=mine,
-                ids=ids[mine],
-                row=np.repeat(positions(len(mine)), np.diff(indptr)[mine]),
-                source=source,
-                source_ids=table,
-                columns={name: values[places] for name, values in columns.items()},
-            )
-        )
-    return drafts
+) -> bool:
+    """Send the sources of each row's edges there too; return whether the graph is symmetric."""
+    count = int(edges.indptr[-1])
+    narrow = positions_type(max(num_nodes, count if forms else 0))
+    edges.source = np.empty(count, narrow)
+    difference = 0
+    for parcel in route.parcels(window_bounds(comm, source.indptr, most=EDGES)):
+        with agreed(comm, "read the edges"):
+            slab = source.edges(source.lo + parcel.low, source.lo + parcel.high)
+        difference += asymmetry(slab)
+        at = edge_positions(edges.indptr, edges.slot[parcel.arrived])
+        edges.source[at] = parcel.ragged(slab.indptr, slab.indices.astype(narrow, copy=False))
+    return sum(comm.allgather(difference, where="partition: symmetry")) % 2**64 == 0
+
+
+def _number_sources(edges: ArrivedEdges, drafts: list[_Draft], num_nodes: int) -> None:
+    """Replace the source of each edge by its position in the part's table of sources."""
+    for draft in drafts:
+        draft.source = edges.source[draft.edges]
+        draft.source_ids = renumber(draft.source, num_nodes)
 
 
 def _find_owners(slabs: Slabs, drafts: list[_Draft], owner: Array) -> None:
     """Look up the part of every source on the ranks that hold the slabs."""
+    if len(drafts) == 1:
+        drafts[0].peer = slabs.lookup(drafts[0].source_ids, owner)
+        return
     wanted = sorted_unique(np.concatenate([_INT64, *(draft.source_ids for draft in drafts)]))
-    peers = slabs.lookup(wanted, owner).astype(np.int64)
+    peers = slabs.lookup(wanted, owner)
     for draft in drafts:
         draft.peer = peers[np.searchsorted(wanted, draft.source_ids)]
 
 
 def _in_edges(
-    comm: Communicator, num_parts: int, drafts: list[_Draft], symmetric: bool
-) -> tuple[list[EdgeLists], list[Int64]]:
-    """Return the in-edges of each part, and the owners' local indices of its halo rows.
-
-    Each part is asked for the local indices of the rows that are read from it, and settles the
-    order of its nodes before it answers.
-    """
-    by_peer = [group_by(draft.peer, num_parts)[1] for draft in drafts]
-    counts = [np.bincount(draft.peer, minlength=num_parts) for draft in drafts]
-    asked, asked_counts = between_parts(
-        comm,
-        num_parts,
-        [draft.source_ids[order] for draft, order in zip(drafts, by_peer, strict=True)],
-        counts,
-        _INT64,
-    )
-    answers = []
-    for draft, ids, count in zip(drafts, asked, asked_counts, strict=True):
-        local = np.searchsorted(draft.ids, ids)
-        _settle_order(draft, local, np.repeat(np.arange(num_parts), count), symmetric)
-        answers.append(draft.position[local])
-    indices, _ = between_parts(comm, num_parts, answers, asked_counts, _INT64)
-
-    lists, halo_indices = [], []
-    for draft, order, index in zip(drafts, by_peer, indices, strict=True):
-        peer = draft.peer[order]
-        final = np.lexsort((index, peer))
-        rank_in_table = np.empty_like(positions(len(order)))
-        rank_in_table[order[final]] = positions(len(order))
-        peer, index = peer[final], index[final]
-        lists.append(
-            assemble_blocks(
-                draft.index,
-                num_parts,
-                len(draft.ids),
-                draft.position[draft.row],
-                rank_in_table[draft.source],
-                peer,
-                index,
-                draft.columns,
-            )
-        )
-        halo_indices.append(index[peer != draft.index])
-        draft.row = draft.source = _INT64
-        draft.columns = {}
-    return with_send_lists(comm, num_parts, lists, halo_indices), halo_indices
-
-
-def _settle_order(draft: _Draft, local: Int64, reader: Int64, symmetric: bool) -> None:
-    """Set the order of a draft's nodes; `local` are old local indices that part `reader` reads."""
-    n = len(draft.ids)
-    sent = np.zeros(n, bool)
-    sent[local[reader != draft.index]] = True
-    inside = draft.peer == draft.index
-    old = np.full(len(draft.source_ids), -1, np.int32)
-    old[inside] = np.searchsorted(draft.ids, draft.source_ids[inside])
-    column = old[draft.source]
-    within = column >= 0
-    row, column = draft.row[within], column[within]
-    draft.order = local_order(n, row, column, sent, symmetric=symmetric)
-    draft.position = np.empty_like(positions(n))
-    draft.position[draft.order] = positions(n)
-
-
-def _out_edges(
     comm: Communicator,
     num_parts: int,
     drafts: list[_Draft],
-    in_edges: list[EdgeLists],
-    halo_indices: list[Int64],
+    edges: ArrivedEdges,
+    symmetric: bool,
+    *,
+    keep: bool,
 ) -> list[EdgeLists]:
-    """Return the out-edges of each part.
+    """Return the in-edges of each part without attributes.
 
-    Every edge is sent, as (source, destination) local indices, to its source's part.
+    Each part is asked for the local indices of the rows that are read from it, and settles the
+    order of its nodes before it answers. With `keep`, `source` becomes each edge's final place.
     """
-    sources, destinations = [], []
-    for draft, lists, halo in zip(drafts, in_edges, halo_indices, strict=True):
-        low, high = lists.edge_ptr[draft.index], lists.edge_ptr[draft.index + 1]
-        shift = np.repeat(lists.recv_ptr[:-1], np.diff(lists.edge_ptr))
-        index = np.empty(len(lists.columns), np.int64)
-        for part_of_edges in (slice(0, low), slice(high, None)):
-            index[part_of_edges] = halo[(shift + lists.columns)[part_of_edges]]
-        index[low:high] = lists.columns[low:high]
-        sources.append(index)
-        destinations.append(np.repeat(lists.rows, lists.counts).astype(np.int64))
-    counts = [np.diff(lists.edge_ptr) for lists in in_edges]
-    row, arrived = between_parts(comm, num_parts, sources, counts, _INT64)
-    target, _ = between_parts(comm, num_parts, destinations, counts, _INT64)
-    columns: list[Columns] = [{} for _ in drafts]
-    for name in _EDGE_COLUMNS:
-        template = agree(comm, {name: getattr(in_edges[0], name) if in_edges else None})
-        if name not in template:
-            continue
-        values = [getattr(lists, name) for lists in in_edges]
-        moved, _ = between_parts(comm, num_parts, values, counts, template[name][:0])
-        for one, column in zip(columns, moved, strict=True):
-            one[name] = column
-
-    result, halos = [], []
-    for k, draft in enumerate(drafts):
-        peer = np.repeat(np.arange(num_parts), arrived[k])
-        stride = int(target[k].max(initial=0)) + 1
-        table, source = distinct(peer * stride + target[k], num_parts * stride)
-        peer, index = table // stride, table % stride
-        result.append(
+    groups = [group_by(draft.peer, num_parts) for draft in drafts]
+    asked = between_parts(
+        comm,
+        num_parts,
+        [
+            np.split(draft.source_ids[order], starts[1:-1])
+            for draft, (starts, order) in zip(drafts, groups, strict=True)
+        ],
+        _INT64,
+    )
+    answers = []
+    for draft, chunks in zip(drafts, asked, strict=True):
+        local = [np.searchsorted(draft.ids, ids).astype(np.int32) for ids in chunks]
+        chunks.clear()
+        sent = np.zeros(len(draft.ids), bool)
+        for peer, rows in enumerate(local):
+            if peer != draft.index:
+                sent[rows] = True
+        _settle_order(draft, sent, symmetric)
+        answers.append([draft.position[rows] for rows in local])
+    answered = between_parts(comm, num_parts, answers, _INT32)
+    del answers
+    lists, halo_indices = [], []
+    for draft, (_, order), chunks in zip(drafts, groups, answered, strict=True):
+        table, halo = _ranked(draft, order, np.concatenate(chunks), num_parts)
+        chunks.clear()
+        halo_indices.append(halo)
+        lists.append(
             assemble_blocks(
-                draft.index, num_parts, len(draft.ids), row[k], source, peer, index, columns[k]
+                draft.index, num_parts, draft.order, draft.indptr, draft.source, table, keep=keep
             )
         )
-        halos.append(index[peer != draft.index])
-    return with_send_lists(comm, num_parts, result, halos)
+    return with_send_lists(comm, num_parts, lists, halo_indices)
+
+
+def _settle_order(draft: _Draft, sent: Array, symmetric: bool) -> None:
+    """Set the order of a draft's nodes, of which other parts read those in `sent`."""
+    inside = draft.peer == draft.index
+    old = np.full(len(draft.source_ids), -1, np.int32)
+    old[inside] = np.searchsorted(draft.ids, draft.source_ids[inside])
+    adjacency = Adjacency.of(draft.indptr, draft.source, old)
+    draft.source_ids = _INT64
+    draft.order = local_order(adjacency, sent, symmetric=symmetric)
+    draft.position = np.empty(len(sent), np.int32)
+    draft.position[draft.order] = positions(len(sent))
+
+
+def _ranked(draft: _Draft, order: Array, index: Array, num_parts: int) -> tuple[SourceTable, Array]:
+    """Return the table of a draft's sources, and the owners' local indices of its halo rows.
+
+    `order`: the table by peer; `index`: the local index of each source in this order.
+    """
+    peer = draft.peer[order]
+    final = np.lexsort((index, peer))
+    ranks, indices = np.empty((2, len(order)), np.int32)
+    ranks[order[final]] = positions(len(order))
+    indices[order] = index
+    index = index[final]
+    return SourceTable(draft.peer, indices, ranks), index[peer[final] != draft.index]
+
+
+def _final(drafts: list[_Draft], edges: ArrivedEdges) -> Array:
+    """Return the final row of each node that arrived on this rank, one part after another."""
+    rows = np.empty_like(edges.slot)
+    for draft in drafts:
+        rows[draft.rows] = draft.position
+        rows[draft.rows] += rows.dtype.type(draft.rows.start)
+        draft.position = _INT32
+    return rows[edges.slot]
+
+
+def _add_attributes(columns: Columns, drafts: list[_Draft], in_edges: list[EdgeLists]) -> None:
+    for draft, lists in zip(drafts, in_edges, strict=True):
+        for name, values in columns.items():
+            setattr(lists, name, values[draft.edges])
+        settle_ties(lists)
 
 
 def _numbers(comm: Communicator, num_parts: int, parts: list[Part], symmetric: bool) -> Numbers:

@@ -150,6 +150,27 @@ class GraphFile(FormatFile):
         """Return columns of nodes `lo .. hi - 1`; `which` of `nodes.KINDS` (None: all)."""
         return self._nodes.read(lo, hi, which)
 
+    def read_sparse_counts(self, lo: int, hi: int) -> np.ndarray | None:
+        """Return the numbers of stored features of nodes `lo .. hi - 1`; None if not sparse."""
+        return self._nodes.sparse_counts(lo, hi)
+
+    @property
+    def node_bytes(self) -> int:
+        """Return the bytes of all nodes' data in memory."""
+        return sum(
+            len(column) * column.width * column.dtype.itemsize for column in self._nodes.columns()
+        )
+
+    @property
+    def carried_bytes(self) -> list[int]:
+        """Return the bytes of each edge attribute that messages use, per edge."""
+        return _row_bytes(self._weight, self._relation, self._edge_features)
+
+    @property
+    def edge_bytes(self) -> int:
+        """Return the bytes of all attributes of an edge."""
+        return sum(self.carried_bytes + _row_bytes(self._edge_labels, self._edge_split))
+
     def verify(self) -> None:
         """Read and check all data, slab by slab, and compare the fingerprint."""
         lo = 0
@@ -217,6 +238,10 @@ class GraphFile(FormatFile):
 
     def _optional(self, name: str, dtype: str, shape: tuple[int, ...]) -> StoredColumn | None:
         return self._reader.column(name, (dtype,), shape) if self._reader.has(name) else None
+
+
+def _row_bytes(*columns: StoredColumn | None) -> list[int]:
+    return [column.width * column.dtype.itemsize for column in columns if column is not None]
 
 
 def read_counts(reader: Reader) -> Counts:

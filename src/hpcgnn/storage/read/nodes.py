@@ -146,6 +146,7 @@ class NodeColumns:
         self._counts = counts
         self._columns: dict[str, StoredColumn] = {}
         self._typed: dict[int, StoredColumn] = {}
+        self._counted = (0, np.zeros(0, np.int64))  # nodes of each type before a row
         self._named: dict[str, StoredColumn] = {}
         self._open_features(reader, f"{prefix}nodes/features")
         if counts.num_classes and counts.multilabel:
@@ -206,6 +207,14 @@ class NodeColumns:
                 data.named[name] = column.read(low, high)
                 schema.check_array(data.named[name], column.place(low))
         return data
+
+    def sparse_counts(self, low: int, high: int) -> np.ndarray | None:
+        """Return the numbers of stored features of rows `low .. high - 1`; None if not sparse."""
+        if "indptr" not in self._columns:
+            return None
+        return np.diff(
+            read_pointers(self._columns["indptr"], low, high, len(self._columns["indices"]))
+        )
 
     def _open_features(self, reader: Reader, name: str) -> None:
         width = self._counts.num_features
@@ -276,7 +285,12 @@ class NodeColumns:
         if not self._typed:
             return {}
         kinds = np.array(sorted(self._typed))
-        before, here = self._count_types(kinds, 0, low), _count(types, kinds)
+        # Ranges mostly follow each other: counting starts where the last one ended.
+        end, before = self._counted
+        if end > low or not end:
+            end, before = 0, np.zeros(len(kinds), np.int64)
+        before, here = before + self._count_types(kinds, end, low), _count(types, kinds)
+        self._counted = low + len(types), before + here
         ends = low + len(types) == self.num_rows
         found = {}
         for place, kind in enumerate(kinds.tolist()):

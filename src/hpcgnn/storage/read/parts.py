@@ -130,7 +130,8 @@ def check_edges(
             raise place.below(name).error(f"part {index} must not exchange anything with itself")
     for peer in range(lists.edge_ptr.shape[0] - 1):
         _check_block(lists, peer, num_local if peer == index else None, place)
-    starts = np.cumsum(lists.counts, dtype=np.int64)
+    narrow = len(lists.columns) < 2**31  # the sum of counts, as checked above
+    starts = np.cumsum(lists.counts, dtype=np.int32 if narrow else np.int64)
     checks.ascending_in_rows(lists.columns, starts, place.below("columns"))
     if lists.weight is not None:
         checks.finite(lists.weight, place.below("weight"))
