@@ -222,9 +222,13 @@ def _list(values: Iterable[float]) -> str:
 
 
 def _ratio(pairs: Iterable[Rate], waits: float, factor: float) -> float:
-    """Return the median slowdown of all ranks at once, over that from sharing too few cores."""
+    """Return the median slowdown of all ranks at once, over that from sharing too few cores.
+
+    Args:
+        factor: what epochs of all ranks at once take over their rates, over that of a rank alone.
+    """
     found = statistics.median(alone / crowd for alone, crowd in pairs)
-    return max(1.0, max(1.0, found / waits) * factor)
+    return max(1.0, found / waits) * factor
 
 
 class _Clock:

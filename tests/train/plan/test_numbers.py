@@ -163,6 +163,11 @@ def test_fixed_costs_of_layers_do_not_shrink_with_the_graph(tmp_path):
         assert steps[0] == steps[1] == steps[3] == pytest.approx(steps[2] / 3)
         assert steps[0] > 14 * quick.step_seconds
     assert seconds(largest_of(tiny, 8), Config.of(model="gcn"), slow).epoch < 2 * steps[2]
+    related = replace(tiny, nodes=80_000, edges=8_000_000, relations=200)
+    whole, part = (
+        seconds(largest_of(related, ranks), Config.of(model="rgcn"), slow).steps for ranks in (1, 8)
+    )
+    assert part < whole / 2  # pairs of nodes and relations are divided, and send nothing
 
 
 def test_the_slowest_part_determines_the_time(tmp_path):
@@ -170,14 +175,14 @@ def test_the_slowest_part_determines_the_time(tmp_path):
     even = replace(WHOLE, nodes=800_000, edges=8_000_000)
     part = replace(largest_of(even, 2), nodes=400_000, edges=4_000_000, volume=None)
     wide, dense = replace(part, nodes=500_000), replace(part, edges=5_000_000)
-    for kind in ("gcn", "sage"):
+    for kind in ("gcn", "sage", "rgcn"):
         config = Config.of(model=kind)
         none, one, other, both = (
             seconds(replace(part, busiest=busiest), config, machine).waiting
             for busiest in ((part,), (wide,), (dense,), (wide, dense))
         )
         assert 0 == none < min(one, other)
-        assert both == pytest.approx(max(one, other) if kind == "sage" else one + other)
+        assert both == pytest.approx(one + other if kind == "gcn" else max(one, other))
 
 
 def test_ranks_that_share_a_core_share_its_caches():

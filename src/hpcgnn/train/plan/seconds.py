@@ -11,7 +11,7 @@ from hpcgnn.train.plan.work import PassWork, evaluation_pass, training_pass
 
 _SMALL_REDUCTIONS = 8  # all-reduces of a few numbers per epoch: loss, metrics, stop
 _SMALL = 64  # bytes
-_SUMS_FIRST = ("sage", "gin", "gine", "pna")  # these send a layer's input rows
+_SUMS_FIRST = ("sage", "gin", "gine", "pna", "rgcn")  # these send a layer's input rows
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,11 @@ def _seconds(work: PassWork, shape: Shape, config: Config, machine: Machine) -> 
         "products": products * machine.slowdown("products", ranks) * (0.5 if half else 1),
         "gathers": gathers * machine.slowdown("gathers", ranks) * (0.6 if half else 1),
         "rows": passes * machine.slowdown("rows", ranks),
-        "steps": work.steps * machine.step_seconds * machine.slowdown("steps", ranks),
+        "steps": machine.step_seconds
+        * (
+            work.steps * machine.slowdown("steps", ranks)
+            + work.slab_steps * machine.slowdown("rows", ranks)
+        ),
         "messages": messages,
     }
 

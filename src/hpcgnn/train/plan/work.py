@@ -50,6 +50,7 @@ class PassWork:
         exchanges: number of message exchanges.
         streamed: bytes of features read from host memory.
         steps: costs that don't depend on the size of the graph, in passes of a GCN layer.
+        slab_steps: those of slabs, which send no messages.
     """
 
     products: list[tuple[float, float]] = field(default_factory=list)
@@ -59,6 +60,7 @@ class PassWork:
     exchanges: int = 0
     streamed: float = 0.0
     steps: float = 0.0
+    slab_steps: float = 0.0
 
     def product(self, count: float, rows: float, a: float, b: float) -> None:
         if rows and a and b:
@@ -257,7 +259,7 @@ def _relate(
     """Add the work on pairs of a relation and a node, see `sar.relation_pairs`."""
     a, b = products.a, products.b
     pairs = relation_pairs(shape) * edges / max(shape.edges, 1)
-    work.steps += pairs / slab * _SLAB_STEPS[backward]
+    work.slab_steps += pairs / slab * _SLAB_STEPS[backward]
     if backward:
         work.gather("sum", b, edges, pairs)
         work.product(2 - products.first, pairs, a, b)
