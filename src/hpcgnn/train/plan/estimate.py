@@ -197,6 +197,7 @@ def _edges(shape: Shape, config: Config, halo: int) -> int:
     """Return the bytes of edge lists: of the whole part, and of pruned layers."""
     kind = config.model.kind
     sizes = [(float(shape.edges), float(shape.nodes), float(halo), 1 + (not shape.symmetric))]
+    inside = 1.0 if shape.block_edges is None else shape.block_edges / max(shape.edges, 1)
     for share in shares(config, shape.degree, shape.labelled):
         if share.pruned:  # pruned edges are not symmetric
             left = thinned(shape.degree, share.edges, shape.ranks)
@@ -204,8 +205,8 @@ def _edges(shape: Shape, config: Config, halo: int) -> int:
     total = 0.0
     for edges, nodes, rows, ways in sizes:
         one_way = shape.edge_bytes * edges + 20 * (nodes + rows)
-        if kind in SELF_LOOPS:
-            one_way += 2 * (4 * (edges + nodes) + 16 * nodes)
+        if kind in SELF_LOOPS:  # the lists the other way, and those of local edges without loops
+            one_way += 4 * (edges * (1 + inside) + 2 * nodes) + 32 * nodes
         total += ways * one_way
     if kind == "rgcn":
         total += PAIR_BYTES * relation_pairs(shape) + PAIRED_EDGE_BYTES * shape.edges
