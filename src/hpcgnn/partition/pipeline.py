@@ -18,7 +18,7 @@ from hpcgnn.loading import refuse_while_loading
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
-from hpcgnn.partition.layout.memory import check_layout
+from hpcgnn.partition.layout.memory import check_layout, check_parts
 from hpcgnn.partition.layout.sources import FileSource
 from hpcgnn.partition.options import METHODS, PartitionOptions
 from hpcgnn.partition.parmetis import MemoryNeed, is_narrow, parmetis_parts
@@ -196,7 +196,9 @@ def _cut(
             owner = refine_volume(comm, problem, owner)
     compared = "random partition for comparison"
     with comm.at(compared), display.stage(compared):
-        random = random_numbers(comm, problem)
+        random, out_edges = random_numbers(comm, problem, owner)
+    with comm.at("estimate the memory"):
+        check_parts(comm, graph, problem, method, owner, out_edges)
     return _Cut(method, owner, random.summary(), problem.notes, indptr)
 
 
