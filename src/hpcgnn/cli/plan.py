@@ -259,6 +259,8 @@ def _table(plans: list[RankPlan], args: argparse.Namespace) -> list[str]:
         lines.append(row(entry.name.replace("_", " "), sizes))
     lines.append(row("peak above imports", [mb(plan.memory.peak) for plan in plans]))
     lines.append(row("with imports", [mb(plan.total) for plan in plans]))
+    if any(plan.host for plan in plans):
+        lines.append(row("beside it on the host", [mb(plan.host) for plan in plans]))
     sent = ["?" if plan.sent is None else mb(plan.sent) for plan in plans]
     lines.append(row("sent per epoch, all ranks", sent))
     split = [asdict(plan.seconds) for plan in plans if plan.seconds is not None]

@@ -22,7 +22,7 @@ from hpcgnn.settings import parse_size
 from hpcgnn.train.calls import ModelCall
 from hpcgnn.train.config import Config
 from hpcgnn.train.own_model import ModelFile
-from hpcgnn.train.plan.estimate import Memory, Shape, estimate
+from hpcgnn.train.plan.estimate import Memory, Shape, estimate, parameter_copies
 
 _SMALL, _LARGE = 1000, 3000  # nodes
 _MOST_DEGREE = 64  # of the small graphs; further edges per node are assumed to need no more
@@ -51,7 +51,7 @@ def measured(config: Config, whole: Shape) -> Callable[[Shape], Memory]:
     plain = config.changed(model="gcn", model_args="")
 
     def memory(shape: Shape) -> Memory:
-        copies = 2 + (2 if config.optimiser.kind != "sgd" else 0) + 2 * (shape.ranks > 1)
+        copies = parameter_copies(shape, config)
         longest = 8 * config.streaming.prefetch * (shape.halo or 0) * 2 * large.widest
         buffers = min(parse_size(config.streaming.halo_buffer), longest) if shape.ranks > 1 else 0
         return replace(
