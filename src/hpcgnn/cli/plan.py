@@ -241,6 +241,10 @@ def _text(
         )
     if guessed != {"file"}:
         lines.append(f"  the largest part is taken to be {IMBALANCE - 1:.0%} above the mean")
+    if subject.parts is None:
+        lines.append(
+            "  every edge is taken to have its reverse; otherwise their lists take twice as much"
+        )
     if subject.unused:
         lines.append(f"  {note(subject.unused, model)}")
     if found.limit is not None:
