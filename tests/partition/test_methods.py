@@ -148,7 +148,9 @@ def test_computed_random_partition_figures_match_its_layout(comm, num_parts):
     slab = slab_of(*edges, problem.edges.lo, problem.edges.hi)
     source = HeldSource(slab, NodeData(split=split))
     _, built = assembly.build(comm, source, owner, num_parts, 60)
-    counted = random_numbers(comm, problem)
+    lower = np.arange(problem.edges.lo, problem.edges.hi) * num_parts // 120  # no part is the last
+    counted, out_edges = random_numbers(comm, problem, lower)
+    assert np.array_equal(out_edges, np.bincount(edges[0] * num_parts // 120, minlength=num_parts))
     for name in ("nodes", "edges", "cut", "halo", "sent", "train"):
         assert np.array_equal(getattr(counted, name), getattr(built, name)), name
     report = {"method": "random", "parts": num_parts, **built.summary()}

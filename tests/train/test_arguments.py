@@ -13,10 +13,48 @@ from tests.train.test_own_model import Alone, Values, make, part
 pytestmark = pytest.mark.mpi
 
 
+class Returning(Alone):
+    """A model whose output is changed by a function."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, graph):
+        return self.change(super().forward(graph))
+
+
+class Task(Values):
+    """A task with other targets of a split, or other metrics."""
+
+    def __init__(self, targets=(), metrics=None) -> None:
+        self.given, self.found = dict(targets), metrics
+
+    def targets(self, graph, split):
+        rows = super().targets(graph, split)
+        return torch.tensor(self.given[split]) if split in self.given else rows
+
+    def metrics(self, graph, output, rows, split):
+        return self.found or super().metrics(graph, output, rows, split)
+
+
 def test_wrong_arguments_of_trainer_are_refused_in_one_line(comm, shared_path):
     """Before the first epoch, or in it."""
     for number, (given, words) in enumerate(
         (
+            (
+                {"task": Values},
+                "task must be an object, such as Values.* .found 'the class Values'",
+            ),
+            ({"task": Task({"valid": [-2]})}, r"targets of valid .* rows .* output .found -2"),
+            ({"task": Task({"test": [999]})}, r"targets of test .* which has \d+ .found 999"),
+            ({"task": Task(metrics={"rmse": "good"})}, "must be a dictionary of numbers with rmse"),
+            ({"task": Task(metrics={"rmse": torch.ones(2)})}, "must be a dictionary of numbers"),
+            ({"model": Returning(torch.Tensor.long)}, "must return floating-point numbers .*int64"),
+            (
+                {"model": Returning(torch.Tensor.detach)},
+                "does not depend on the model's parameters",
+            ),
             ({"model": Alone}, "model must be a torch.nn.Module .found 'the class Alone'"),
             ({"losses": 3}, r"losses must be a function of \(trainer, epoch\)"),
             ({"losses": lambda trainer, epoch: []}, "yielded no loss"),

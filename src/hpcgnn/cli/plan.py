@@ -17,6 +17,7 @@ from hpcgnn.train.plan.machine import Machine, known, read_machine
 if TYPE_CHECKING:
     from hpcgnn.train.plan.answer import Answer, RankPlan
     from hpcgnn.train.plan.file_shapes import ShapeAt
+    from hpcgnn.train.plan.own import Extras
 
 PARALLEL = False
 
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace, comm: None) -> int:
     if config.model.own:
         from hpcgnn.train.plan.own import measured
 
-        own = measured(config, subject.shape_at(1))
+        own = measured(config, subject.shape_at(1), _extras(args))
     found = answer(subject.shape_at, counts, config, machine, limit, own)
     if args.json:
         print(json.dumps(_as_json(found, subject, machine, args), indent=1))
@@ -143,6 +144,17 @@ def _of_file(args: argparse.Namespace, config: Config) -> _Subject:
     shape_at, parts, counts = shapes_of_file(args.graph, config, args.halo_fraction)
     unused = [] if config.model.own else content_of_file(args.graph).unused(config.model)
     return _Subject(str(args.graph), counts.num_nodes, shape_at, parts, unused)
+
+
+def _extras(args: argparse.Namespace) -> Extras:
+    """Return what the planned graph has besides, which the user's model may read."""
+    from hpcgnn.train.plan.file_shapes import arrays_of_file, content_of_file
+    from hpcgnn.train.plan.own import Extras
+
+    if args.graph is None:
+        return Extras(edge_width=_count("edge_width", args.edge_width) or 0)
+    content = content_of_file(args.graph)
+    return Extras(content.weights, content.edge_width, arrays_of_file(args.graph))
 
 
 def _count(name: str, text: str | None) -> int | None:
@@ -229,6 +241,10 @@ def _text(
         )
     if guessed != {"file"}:
         lines.append(f"  the largest part is taken to be {IMBALANCE - 1:.0%} above the mean")
+    if subject.parts is None:
+        lines.append(
+            "  every edge is taken to have its reverse; otherwise their lists take twice as much"
+        )
     if subject.unused:
         lines.append(f"  {note(subject.unused, model)}")
     if found.limit is not None:
@@ -259,6 +275,8 @@ def _table(plans: list[RankPlan], args: argparse.Namespace) -> list[str]:
         lines.append(row(entry.name.replace("_", " "), sizes))
     lines.append(row("peak above imports", [mb(plan.memory.peak) for plan in plans]))
     lines.append(row("with imports", [mb(plan.total) for plan in plans]))
+    if any(plan.host for plan in plans):
+        lines.append(row("beside it on the host", [mb(plan.host) for plan in plans]))
     sent = ["?" if plan.sent is None else mb(plan.sent) for plan in plans]
     lines.append(row("sent per epoch, all ranks", sent))
     split = [asdict(plan.seconds) for plan in plans if plan.seconds is not None]

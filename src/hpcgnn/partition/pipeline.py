@@ -13,12 +13,12 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed, require_same
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.display import SILENT, Display
-from hpcgnn.errors import InputError, OutputError
+from hpcgnn.errors import InputError, OutputError, counted
 from hpcgnn.loading import refuse_while_loading
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.kaminpar import kaminpar_lacks, kaminpar_parts
 from hpcgnn.partition.layout import assembly
-from hpcgnn.partition.layout.memory import check_layout
+from hpcgnn.partition.layout.memory import check_layout, check_parts
 from hpcgnn.partition.layout.sources import FileSource
 from hpcgnn.partition.options import METHODS, PartitionOptions
 from hpcgnn.partition.parmetis import MemoryNeed, is_narrow, parmetis_parts
@@ -157,8 +157,8 @@ def _opened(comm: Communicator, path: Path, num_parts: int) -> GraphFile:
         graph = GraphFile(path)
         if num_parts > graph.num_nodes:
             raise InputError(
-                f"{num_parts} parts of {graph.num_nodes} nodes would leave parts empty: use at "
-                f"most {graph.num_nodes}",
+                f"{num_parts} parts of {counted(graph.num_nodes, 'node')} would leave parts empty: "
+                f"use at most {counted(graph.num_nodes, 'part')}",
                 file=path,
             )
     return graph
@@ -196,7 +196,9 @@ def _cut(
             owner = refine_volume(comm, problem, owner)
     compared = "random partition for comparison"
     with comm.at(compared), display.stage(compared):
-        random = random_numbers(comm, problem)
+        random, out_edges = random_numbers(comm, problem, owner)
+    with comm.at("estimate the memory"):
+        check_parts(comm, graph, problem, method, owner, out_edges)
     return _Cut(method, owner, random.summary(), problem.notes, indptr)
 
 

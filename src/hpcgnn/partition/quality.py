@@ -26,6 +26,7 @@ class Readers:
         present: uint64 `[rows, words]`, a bit for each part with an edge from the row.
         single: the same for parts with exactly one such edge.
         edges, cut: int64 `[P]`, this rank's edges into each part, and those of them from others.
+        out_edges: int64 `[P]`, edges from this rank's rows, by the part of the row in `outward`.
     """
 
     def __init__(
@@ -34,18 +35,21 @@ class Readers:
         problem: Problem,
         owner: Array,
         part_of: Callable[[Int64], Array],
+        outward: Array | None = None,
     ) -> None:
         """Read all edges once. Collective.
 
         Args:
             owner: the part of each row of the slab.
             part_of: returns the part of each of some rows of the graph, ascending. Collective.
+            outward: the part of each row by which `out_edges` are counted; None: `owner`.
         """
         self.owner, self.num_parts = owner, problem.num_parts
+        self._outward = owner if outward is None else outward
         shape = (len(owner), -(-problem.num_parts // _WORD))
         self.present = np.zeros(shape, np.uint64)
         self.single = np.zeros(shape, np.uint64)
-        self.cut, self.edges = np.zeros((2, problem.num_parts), np.int64)
+        self.cut, self.edges, self.out_edges = np.zeros((3, problem.num_parts), np.int64)
         slabs = Slabs(comm, problem.edges.lo, problem.edges.hi, problem.num_nodes)
         for window in problem.edges.windows(comm):
             reader = owner[window.row + (window.lo - slabs.low)]
@@ -65,6 +69,8 @@ class Readers:
         """Add pairs, ascending by row and part, of which some may be repeated."""
         if not len(row):
             return
+        leaving = np.bincount(self._outward[row], count, self.num_parts)
+        self.out_edges += leaving.astype(np.int64)
         words = self.present.shape[1]
         pair = row * self.num_parts + part
         first = np.flatnonzero(np.diff(pair, prepend=-1))
@@ -144,24 +150,33 @@ def _balance(counts: Int64) -> float:
     return round(int(counts.max()) * len(counts) / total, 4) if total else 1.0
 
 
-def random_numbers(comm: Communicator, problem: Problem) -> Numbers:
-    """Return the counts of a random partition of the same graph. Collective."""
+def random_numbers(comm: Communicator, problem: Problem, owner: Array) -> tuple[Numbers, Int64]:
+    """Return the counts of a random partition of the same graph. Collective.
+
+    Args:
+        owner: the part of each row of this rank's slab, by the partition itself.
+
+    Returns:
+        The counts, and the edges from the nodes of each part of the partition itself: int64 `[P]`.
+    """
     num_parts = problem.num_parts
 
     def draw(ids: Array) -> Array:
         return random_parts(ids, problem.num_nodes, num_parts, problem.options.seed)
 
     part = draw(np.arange(problem.edges.lo, problem.edges.hi))
-    readers = Readers(comm, problem, part, draw)
+    readers = Readers(comm, problem, part, draw, outward=owner)
     sent, halo = readers.volume(comm)
     counts = [
         np.bincount(part, minlength=num_parts),
         readers.edges,
         readers.cut,
         np.bincount(part[problem.train], minlength=num_parts),
+        readers.out_edges,
     ]
-    nodes, edges, cut, train = comm.allreduce(np.array(counts, np.int64))
-    return Numbers(nodes=nodes, edges=edges, cut=cut, halo=halo, sent=sent, train=train)
+    nodes, edges, cut, train, out_edges = comm.allreduce(np.array(counts, np.int64))
+    numbers = Numbers(nodes=nodes, edges=edges, cut=cut, halo=halo, sent=sent, train=train)
+    return numbers, out_edges
 
 
 def table(report: dict[str, Any]) -> str:

@@ -152,6 +152,11 @@ def as_task(own: Any) -> Task:
     Raises:
         InputError: `own` lacks `targets`, `loss`, `metrics`, `metric` or `larger_is_better`.
     """
+    if isinstance(own, type):
+        raise InputError(
+            f"the task must be an object, such as {own.__name__}(...)",
+            value=f"the class {own.__name__}",
+        )
     if isinstance(own, TaskDefaults) and isinstance(own, Task):
         return own
     for name in (*_METHODS, *_ASKED):

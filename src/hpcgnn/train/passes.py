@@ -78,6 +78,11 @@ class Passes:
         if not math.isfinite(total):
             place = first_layer(self.call.model, comm, lambda: self.call.raw(x_NF))
             self.fail(f"the loss is {total}", place)
+        if not share.requires_grad:
+            raise InputError(
+                "the loss does not depend on the model's parameters: was the model's output "
+                "detached, or computed under torch.no_grad?"
+            )
         with self.watch.phase("backward"), comm.at("backward"):
             (share / steps).backward()
         return total

@@ -13,6 +13,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks.edges import EdgeTask
 from hpcgnn.tasks.settings import LABELS, shown
 from hpcgnn.tasks.task import SPLITS, Task
+from hpcgnn.train.scores import checked_metrics
 from hpcgnn.train.user_names import FindNodeIds
 
 
@@ -70,7 +71,8 @@ def scored(
     scores = {}
     for split in SPLITS:
         targets = task.targets(graph, split)
-        score = task.metrics(graph, scores_NY[targets], targets, split)[task.metric]
+        metrics = task.metrics(graph, scores_NY[targets], targets, split)
+        score = checked_metrics(metrics, task)[task.metric]
         if math.isfinite(score):
             scores[split] = score
     what = "nodes" if numbers is None else "pairs"

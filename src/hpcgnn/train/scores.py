@@ -14,7 +14,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks.settings import larger_is_better, shown
-from hpcgnn.tasks.task import SPLITS, Task
+from hpcgnn.tasks.task import SPLITS, Labelled, Task
 from hpcgnn.train.settings import TrainingSettings
 
 Scores = dict[str, dict[str, float | None]]  # by split, by metric; None where undefined
@@ -103,15 +103,28 @@ def score(graph: PartitionedGraph, task: Task, output: Tensor, rows: dict[str, T
     found: Scores = {}
     for split in SPLITS:
         metrics = task.metrics(graph, picked(output, rows[split]), rows[split], split)
-        if not isinstance(metrics, dict) or task.metric not in metrics:
-            raise InputError(
-                f"the task's metrics must be a dictionary of numbers with {task.metric} among them",
-                value=metrics,
-            )
         found[split] = {
-            name: float(value) if math.isfinite(value) else None for name, value in metrics.items()
+            name: value if math.isfinite(value) else None
+            for name, value in checked_metrics(metrics, task).items()
         }
     return found
+
+
+def checked_metrics(metrics: Any, task: Task) -> dict[str, float]:
+    """Return what a task's `metrics` returned, as numbers.
+
+    Raises:
+        InputError: one is no number, or the metric that the task names is missing.
+    """
+    if isinstance(metrics, dict) and task.metric in metrics:
+        try:
+            return {str(name): float(value) for name, value in metrics.items()}
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise InputError(
+        f"the task's metrics must be a dictionary of numbers with {task.metric} among them",
+        value=metrics,
+    )
 
 
 def picked(output: Tensor, rows: Tensor) -> Tensor:
@@ -131,7 +144,8 @@ def rows_by_split(task: Task, graph: PartitionedGraph, *, own_losses: bool) -> d
     Raises:
         InputError: they are no row numbers, or the task's loss can't be of those of training.
     """
-    rows = {split: checked_rows(task.targets(graph, split), split) for split in SPLITS}
+    most = graph.num_local_nodes if isinstance(task, Labelled) else None
+    rows = {split: checked_rows(task.targets(graph, split), split, most) for split in SPLITS}
     if not own_losses:
         task.check_targets(graph, rows["train"])
     return rows
@@ -141,15 +155,20 @@ def checked_rows(rows: Any, split: str, count: int | None = None) -> Tensor:
     """Return what a task's `targets` returned, after checks.
 
     Raises:
-        InputError: it is not int64 `[m]`, or has one outside the output's `count` rows.
+        InputError: it is not int64 `[m]`, or has one outside the output's `count` rows (None: as
+            many as are named).
     """
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         kind = f"{rows.dtype} {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows)
         raise InputError(f"the task's targets of {split} must be int64 [m]", value=str(kind))
-    if count is not None and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
+    if not len(rows):
+        return rows
+    least, most = int(rows.min()), int(rows.max())
+    if least < 0 or (count is not None and most >= count):
+        which = "" if count is None else f", which has {count:,}"
         raise InputError(
-            f"the task's targets of {split} must be rows of the model's output, 0 .. {count - 1}",
-            value=int(rows.max()),
+            f"the task's targets of {split} must be rows of the model's output{which}",
+            value=least if least < 0 else most,
         )
     return rows
 
@@ -158,9 +177,11 @@ def check_output(output: Tensor, place: Tensor, task: Task) -> None:
     """Check that the output has the rows of the training targets and the columns of the task.
 
     Raises:
-        InputError: it doesn't.
+        InputError: it doesn't, or is not made of floating-point numbers.
     """
     checked_rows(place, "train", len(output))
+    if not output.is_floating_point():
+        raise InputError("the model must return floating-point numbers", value=str(output.dtype))
     wanted = task.num_outputs
     if wanted is not None and (output.dim() != 2 or output.shape[1] < wanted):
         raise InputError(

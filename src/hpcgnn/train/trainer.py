@@ -56,7 +56,7 @@ from hpcgnn.train.plan.refusal import explained
 from hpcgnn.train.rate import Scheduler, WarmUp, made_rate
 from hpcgnn.train.run import Run
 from hpcgnn.train.run_directory import held, note_end, write_config
-from hpcgnn.train.scores import Monitor, Progress, Scores, rows_by_split, score
+from hpcgnn.train.scores import Monitor, Progress, Scores, checked_rows, rows_by_split, score
 from hpcgnn.train.stop import StopRequest, TimeLimit
 from hpcgnn.train.telemetry import Costs, Counters, Profile, Reporter, Stopwatch, over_ranks
 
@@ -375,6 +375,9 @@ class Trainer:
             if self.average is not None:
                 averaged.enter_context(self.average.applied())
             output, loss = self.call.output(), None
+            if not self.scores:
+                for split, rows in self.rows.items():
+                    checked_rows(rows, split, len(output))
             scores = score(self.graph, self.task, output, self.rows)
             if self.monitor.name == "valid_loss" and self.validated:
                 rows = self.rows["valid"]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hpcgnn.errors import InputError
-from hpcgnn.partition.layout import assembly
+from hpcgnn.partition import routing
+from hpcgnn.partition.layout import assembly, blocks, columns
 from hpcgnn.partition.layout.sources import HeldSource
 from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.nodes import CsrRows, NodeData
@@ -192,8 +193,18 @@ CASES = [  # every pair of two
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(("num_parts", "attributes", "symmetric"), CASES)
-def test_parts_hold_the_whole_graph(comm, num_parts, attributes, symmetric):
+def test_parts_hold_the_whole_graph(comm, monkeypatch, num_parts, attributes, symmetric):
+    """Read and exchanged in one window, then in several."""
     for n in (2, 7, 9, 60):
+        if n == 9:
+            for module, name, value in (
+                (routing, "ROWS", 30),
+                (blocks, "ROWS", 30),
+                (assembly, "EDGES", 60),
+                (columns, "EDGES", 60),
+                (columns, "_WINDOW_BYTES", 800),
+            ):
+                monkeypatch.setattr(module, name, value)
         graph = Graph(n, 3, symmetric=symmetric, attributes=attributes, seed=n)
         owner = np.random.default_rng(n).integers(0, num_parts, n)
         if n == 9:

@@ -16,6 +16,7 @@ from hpcgnn.partition.layout.sources import FileSource
 from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.pipeline import partition_graph
 from hpcgnn.partition.problem import Problem
+from hpcgnn.partition.quality import random_numbers
 from hpcgnn.storage.read.graph_file import GraphFile
 from hpcgnn.storage.write.graph_writer import GraphWriter
 from tests.partition.slabs import grid_edges, random_edges, slab_of, write_graph
@@ -72,13 +73,78 @@ def test_estimate_is_near_what_is_measured(comm, tmp_path, monkeypatch, kind):
         edges = SlabEdges(0, N, source.indptr, graph.read_sources)
         owner = np.random.default_rng(0).integers(0, 2, N, np.int32)
         given = Problem(edges, N, 2, np.empty(0, int), owner, PartitionOptions())
-        need = memory.LayoutNeed.of(comm, graph, given, "random")
+        need = memory.LayoutNeed.of(graph, 2, "random")
+        held = memory.if_even(comm, graph, given).of(range(2))
         tracemalloc.start()
         _, numbers = assembly.build(comm, source, owner, 2, N)
         measured = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert bool(numbers.symmetric) == (kind == "weights")
-    assert 0.85 < need.bytes(1.0, symmetric=bool(numbers.symmetric)) / measured < 1.15
+    assert 0.85 < need.bytes(held, symmetric=bool(numbers.symmetric)) / measured < 1.15
+
+
+@pytest.mark.parametrize("kind", ["sparse", "typed", "edges"])
+def test_what_uneven_parts_hold_is_counted(comm, tmp_path, kind):
+    path, parts = tmp_path / "graph.h5", 3
+    write(path, kind)
+    owner = (np.arange(N) ** 2 * parts // N**2).astype(np.int32)
+    with GraphFile(path) as graph:
+        indptr = graph.read_indptr(0, N)
+        problem = Problem(
+            SlabEdges(0, N, indptr, graph.read_sources),
+            N,
+            parts,
+            np.empty(0, int),
+            owner,
+            PartitionOptions(),
+        )
+        _, out_edges = random_numbers(comm, problem, owner)
+        held = memory.as_cut(comm, graph, problem, owner, out_edges)
+        source, target = graph.read_sources(0, N), np.repeat(np.arange(N), np.diff(indptr))
+        data = graph.read_nodes(0, N).arrays()
+        assert held.node_bytes.sum() == pytest.approx(graph.node_bytes, rel=1e-3)
+    assert np.array_equal(held.nodes, np.bincount(owner))
+    assert np.array_equal(held.edges, np.bincount(owner[target]))
+    assert np.array_equal(held.out_edges, np.bincount(owner[source]))
+    if kind == "typed":
+        typed = np.bincount(owner[data["nodes/type"] == 1], minlength=parts)
+        assert np.array_equal(held.node_bytes, 1600 * typed + 4 * np.bincount(owner))
+    for near, far, entries, sources in (
+        (target, source, held.entries, held.sources),
+        (source, target, held.out_entries, held.out_sources),
+    ):
+        for part in range(parts):
+            mine = owner[near] == part
+            pairs = len(np.unique(near[mine] * parts + owner[far[mine]]))
+            reads = len(np.unique(np.append(far[mine], np.flatnonzero(owner == part))))
+            assert 0.97 * pairs < entries[part] < 1.6 * pairs
+            assert 0.75 * reads < sources[part] < 1.05 * reads
+
+
+@pytest.mark.mpi
+@pytest.mark.several_ranks
+@pytest.mark.parametrize(("reverse", "room"), [(False, 3.2e6), (True, 9e6)], ids=["in", "out"])
+def test_a_part_that_will_not_fit_is_refused_once_it_is_known(
+    comm, shared_path, monkeypatch, reverse, room
+):
+    """Of a graph whose edges nearly all lead to, or from, the first tenth of the nodes."""
+    path, n = shared_path / "graph.h5", 1000
+    if comm.rank == 0:
+        few, many = (np.sort(random_edges(k, 100_000)[0]) for k in (n // 10, n))
+        np.random.default_rng(0).shuffle(few if reverse else many)  # the sources
+        source, target = (few, many) if reverse else (many, few)
+        values = {"edge_features": np.ones((len(few), 4), np.float32)} if reverse else {}
+        with GraphWriter(path, num_nodes=n, config={}) as writer:
+            writer.append_rows(np.bincount(target, minlength=n), source, **values)
+    comm.barrier()
+    monkeypatch.setattr(machines.socket, "gethostname", lambda: f"node{comm.rank}")
+    monkeypatch.setattr(machines, "available_memory", lambda: int(room / comm.size))
+    monkeypatch.setattr(memory, "_FIXED", 0)
+    monkeypatch.setattr(memory, "_WINDOWS", 0)
+    partition_graph(comm, path, comm.size, "random", shared_path / "random.h5")
+    way = "out" if reverse else "in"
+    with pytest.raises(InputError, match=f"one part has .* times the mean of {way}-edges, so"):
+        partition_graph(comm, path, comm.size, "block", shared_path / "block.h5")
 
 
 @pytest.mark.mpi

@@ -19,11 +19,13 @@ from hpcgnn.cli import main
 from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.config import Config
+from hpcgnn.train.plan.answer import answer
 from hpcgnn.train.plan.coefficients import IMPORTS, KEPT
 from hpcgnn.train.plan.estimate import (
     Shape,
     bytes_per_epoch,
     estimate,
+    parameters,
 )
 from hpcgnn.train.plan.file_shapes import shapes_of_file
 from hpcgnn.train.plan.ranks import smallest_ranks
@@ -269,6 +271,24 @@ def test_jobs_that_do_not_fit_are_refused_in_one_line(mpirun, tmp_path, capsys):
         assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "text.h5").write_text("text")
     assert main.main(["plan", str(tmp_path / "text.h5")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranks", "gradients", "messages", "features"),
+    [
+        ({"device": "cpu"}, 4, 0, 0, 0),
+        ({}, 1, 0, 0, 0),
+        ({}, 4, 3, 1, 0),
+        ({"gradient_sums": "nccl"}, 4, 0, 1, 0),
+        ({"features_on": "host"}, 4, 3, 1, 1),
+    ],
+)
+def test_what_a_gpu_run_keeps_on_the_host_is_planned(changes, ranks, gradients, messages, features):
+    config, shape = SAGE.changed(**{"device": "cuda"} | changes), even(ranks)
+    (plan,) = answer(lambda _: shape, [ranks], config, None, None).plans
+    found = 4 * gradients * parameters(shape, config) + messages * plan.memory.halo_buffers
+    assert plan.host == found + features * 4 * shape.nodes * shape.features
+    assert plan.as_json()["host_bytes_per_rank"] == plan.host
 
 
 def test_an_unknown_volume_is_not_invented():

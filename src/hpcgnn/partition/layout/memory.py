@@ -1,8 +1,8 @@
-"""The memory that laying out the parts will take, estimated before they are known."""
+"""The memory that laying out the parts will take: before they are known, and once they are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
@@ -12,116 +12,198 @@ from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
 from hpcgnn.partition.edges import window_bounds
 from hpcgnn.partition.layout.blocks import asymmetry
-from hpcgnn.partition.problem import Problem, shortage
+from hpcgnn.partition.problem import Problem, Shortage, shortage
 from hpcgnn.partition.routing import ROWS, Array, Int64, local_parts
 from hpcgnn.storage.read.graph_file import GraphFile
 
 _FIXED = 26e6  # bytes on each rank: windows of edges, buffers of HDF5 and MPI
 _WINDOWS = 16e6  # bytes on each rank: windows of node data
-_UNEVEN = 1.03
+_UNEVEN = 1.03  # of parts that are not known yet
 _SURE = 1.15  # the estimate is at most this much above what is needed
+_FAR = 1.2  # times the mean: a part that is named as large
+
+
+@dataclass(frozen=True)
+class Held:
+    """What each part holds, `[P]`, or several parts together.
+
+    Attributes:
+        nodes, node_bytes: nodes, and the bytes of their data.
+        edges: edges into them.
+        entries: pairs of a node and a part that it has an edge from, expected of random parts of
+            these sizes; of others there are fewer.
+        sources: likewise pairs of a part and a node that it has an edge from, or owns.
+        out_edges, out_entries, out_sources: the same in the other direction.
+    """
+
+    nodes: Array
+    node_bytes: Array
+    edges: Array
+    entries: Array
+    sources: Array
+    out_edges: Array
+    out_entries: Array
+    out_sources: Array
+
+    def of(self, parts: range) -> Held:
+        """Return what these parts hold together."""
+        return Held(*(getattr(self, entry.name)[parts].sum() for entry in fields(self)))
 
 
 @dataclass(frozen=True)
 class LayoutNeed:
-    """The counts of a graph and its parts on which the memory depends.
+    """The memory that the parts of a graph need on a rank, by what they hold.
 
     Attributes:
-        entries: pairs of a node and a part that it has an edge from, expected of random parts; of
-            other parts fewer.
-        sources: likewise pairs of a part and a node that it has an edge from, or owns.
-        node_bytes: bytes of all nodes' data.
         edge_bytes, carried_bytes, widest: bytes of an edge's attributes, of those that the reversed
             graph has too, and of the widest of these.
         inside: greatest share of the edges within parts.
     """
 
-    num_nodes: int
-    num_edges: int
-    num_parts: int
-    entries: float
-    sources: float
-    node_bytes: int
     edge_bytes: int
     carried_bytes: int
     widest: int
-    inside: float = 1.0
+    inside: float
 
     @classmethod
-    def of(cls, comm: Communicator, graph: GraphFile, problem: Problem, method: str) -> LayoutNeed:
-        """Return the need for a graph file. Collective."""
-        parts, nodes, edges = problem.num_parts, graph.num_nodes, graph.num_edges
+    def of(cls, graph: GraphFile, num_parts: int, method: str) -> LayoutNeed:
         carried = graph.carried_bytes
-        return cls(
-            nodes,
-            edges,
-            parts,
-            comm.allreduce(_entries(problem.edges.indptr, parts)),
-            nodes * max(1.0, float(_distinct(np.array(edges / nodes), parts))),
-            graph.node_bytes,
-            graph.edge_bytes,
-            sum(carried),
-            max(carried, default=0),
-            1 / parts if method == "random" else 1.0,
+        inside = 1 / num_parts if method == "random" else 1.0
+        return cls(graph.edge_bytes, sum(carried), max(carried, default=0), inside)
+
+    def bytes(self, held: Held, *, symmetric: bool) -> float:
+        """Return the most bytes that a rank whose parts hold this needs at a time."""
+        inside = self.inside * (4 if symmetric else 16)
+        edges = max(
+            40 * held.nodes + 9 * held.edges + 12 * held.sources,
+            88 * held.nodes + (4 + inside) * held.edges + 20 * held.sources,
+            56 * held.nodes + 8 * held.edges + 16 * held.entries + 26 * held.sources,
+            44 * held.nodes + _lists(held) + (4 + self.edge_bytes) * held.edges,
         )
-
-    def bytes(self, share: float, *, symmetric: bool) -> float:
-        """Return the most bytes a rank needs at a time, with `share` of the nodes and edges."""
-        edges = max(self._sources(), self._orders(symmetric), self._blocks(), self._attributes())
         if not symmetric:
-            edges = max(edges, self._reversed())
-        share *= _UNEVEN
-        return _FIXED + max(share * edges, _WINDOWS + share * self._nodes(symmetric))
+            edges = max(edges, self._reversed(held))
+        return float(_FIXED + max(edges, _WINDOWS + self._nodes(held, symmetric)))
 
-    def _lists(self) -> float:
-        """Return the bytes of the lists of edges in one direction."""
-        return 4.0 * self.num_edges + 8 * self.entries + 4 * (self.sources - self.num_nodes)
+    def _reversed(self, held: Held) -> float:
+        kept = _lists(held) + self.edge_bytes * held.edges
+        coming = (8 + self.carried_bytes + self.widest) * held.out_edges + 24 * held.out_entries
+        return float(36 * held.nodes + kept + coming)
 
-    def _sources(self) -> float:
-        return 40.0 * self.num_nodes + 9 * self.num_edges + 12 * self.sources
-
-    def _orders(self, symmetric: bool) -> float:
-        edges = 4 + self.inside * (4 if symmetric else 16)
-        return 88.0 * self.num_nodes + edges * self.num_edges + 20 * self.sources
-
-    def _blocks(self) -> float:
-        return 56.0 * self.num_nodes + 8 * self.num_edges + 16 * self.entries + 26 * self.sources
-
-    def _attributes(self) -> float:
-        return 44.0 * self.num_nodes + self._lists() + (4 + self.edge_bytes) * self.num_edges
-
-    def _reversed(self) -> float:
-        kept = self._lists() + self.edge_bytes * self.num_edges
-        coming = (8.0 + self.carried_bytes + self.widest) * self.num_edges + 24 * self.entries
-        return 36.0 * self.num_nodes + kept + coming
-
-    def _nodes(self, symmetric: bool) -> float:
-        lists = self._lists() + self.edge_bytes * self.num_edges
+    def _nodes(self, held: Held, symmetric: bool) -> float:
+        lists = _lists(held) + self.edge_bytes * held.edges
         if not symmetric:
-            lists += self._lists() + self.carried_bytes * self.num_edges
-        checks = 8 * self.num_nodes + 4 * self.entries  # before the parts are written
-        return 36.0 * self.num_nodes + lists + self.node_bytes + checks
+            lists += 4 * held.out_edges + 8 * held.out_entries
+            lists += 4 * (held.out_sources - held.nodes) + self.carried_bytes * held.out_edges
+        checks = 8 * held.nodes + 4 * held.entries  # before the parts are written
+        return float(36 * held.nodes + lists + held.node_bytes + checks)
+
+
+def _lists(held: Held) -> float:
+    """Return the bytes of the lists of edges in one direction."""
+    return float(4 * held.edges + 8 * held.entries + 4 * (held.sources - held.nodes))
+
+
+def if_even(comm: Communicator, graph: GraphFile, problem: Problem) -> Held:
+    """Return what each part will hold if the parts are about even. Collective."""
+    parts = problem.num_parts
+    entries = _entries(problem.edges.indptr, parts)
+    entries = comm.allreduce(entries, where="memory of the parts")
+    nodes, node_bytes, edges, entries_P = (
+        np.full(parts, _UNEVEN * total / parts)
+        for total in (graph.num_nodes, graph.node_bytes, graph.num_edges, entries)
+    )
+    sources = _sources(graph, nodes, edges)
+    return Held(nodes, node_bytes, edges, entries_P, sources, edges, entries_P, sources)
+
+
+def as_cut(
+    comm: Communicator, graph: GraphFile, problem: Problem, owner: Array, out_edges: Int64
+) -> Held:
+    """Return what each part holds. Collective.
+
+    Args:
+        owner: the part of each row of this rank's slab.
+        out_edges: `[P]`, the edges from the nodes of each part.
+    """
+    parts, slab = problem.num_parts, problem.edges
+    counts_4P = np.zeros((4, parts))
+    with agreed(comm, "read the nodes"):
+        for low in range(0, len(owner), ROWS):
+            own = owner[low : low + ROWS]
+            degree = np.diff(slab.indptr[low : low + len(own) + 1])
+            node_bytes = graph.bytes_of_nodes(slab.lo + low, slab.lo + low + len(own))
+            for total, weights in zip(
+                counts_4P, (None, node_bytes, degree, _distinct(degree, parts)), strict=True
+            ):
+                total += np.bincount(own, weights, parts)
+    nodes, node_bytes, edges, entries = comm.allreduce(counts_4P, where="memory of the parts")
+    out_entries = np.minimum(out_edges, entries.sum() * out_edges / max(graph.num_edges, 1))
+    sources, out_sources = (_sources(graph, nodes, found) for found in (edges, out_edges))
+    return Held(nodes, node_bytes, edges, entries, sources, out_edges, out_entries, out_sources)
 
 
 def check_layout(comm: Communicator, graph: GraphFile, problem: Problem, method: str) -> None:
-    """Compare what laying out the parts will need with the memory of each machine. Collective.
+    """Compare what laying out parts will need with the memory of each machine. Collective.
 
     Raises:
         InputError: it will not fit, whatever the parts.
     """
-    need = LayoutNeed.of(comm, graph, problem, method)
-    mine = len(local_parts(comm, problem.num_parts)) / problem.num_parts
+    _shortage(comm, graph, problem, method, if_even(comm, graph, problem))
+
+
+def check_parts(
+    comm: Communicator,
+    graph: GraphFile,
+    problem: Problem,
+    method: str,
+    owner: Array,
+    out_edges: Int64,
+) -> None:
+    """Compare likewise for parts that are known, which may be far from even. Collective.
+
+    Args: as for `as_cut`.
+
+    Raises:
+        InputError: it will not fit.
+    """
+    held = as_cut(comm, graph, problem, owner, out_edges)
+    short = _shortage(comm, graph, problem, method, held)
+    if short is not None:
+        problem.notes.append(f"laying out the parts may need {short}")
+
+
+def _shortage(
+    comm: Communicator, graph: GraphFile, problem: Problem, method: str, held: Held
+) -> Shortage | None:
+    """Return the machine that may lack memory; raise InputError if it surely does."""
+    need = LayoutNeed.of(graph, problem.num_parts, method)
+    mine = held.of(local_parts(comm, problem.num_parts))
     short = shortage(comm, need.bytes(mine, symmetric=False))
     if short is not None and _is_symmetric(comm, graph, problem):
         short = shortage(comm, need.bytes(mine, symmetric=True))
-    if short is None:
-        return
-    if short.needed > _SURE * short.available:
+    if short is not None and short.needed > _SURE * short.available:
         raise InputError(
-            f"laying out the parts would need about {short}: start at least "
-            f"{short.ranks(comm.size)} ranks, no more on each machine than now"
+            f"laying out the parts would need about {short}: {_advice(comm, short, held)}"
         )
-    problem.notes.append(f"laying out the parts may need {short}")
+    return short
+
+
+def _advice(comm: Communicator, short: Shortage, held: Held) -> str:
+    """Return what to do about parts that will not fit."""
+    parts, ranks = len(held.nodes), short.ranks(comm.size)
+    more = f"start at least {ranks} ranks, no more on each machine than now"
+    if ranks > parts:
+        more += f", for at least {ranks} parts"
+    counts = {
+        "nodes": held.nodes,
+        "node data": held.node_bytes,
+        "in-edges": held.edges,
+        "out-edges": held.out_edges,
+    }
+    over, name = max((float(a.max() * parts / max(a.sum(), 1)), name) for name, a in counts.items())
+    if over < _FAR:
+        return more
+    return f"one part has {over:.1f} times the mean of {name}, so choose another method, or {more}"
 
 
 def _is_symmetric(comm: Communicator, graph: GraphFile, problem: Problem) -> bool:
@@ -131,6 +213,13 @@ def _is_symmetric(comm: Communicator, graph: GraphFile, problem: Problem) -> boo
             slab = graph.read_rows(edges.lo + low, edges.lo + high)
         total += asymmetry(slab)
     return sum(comm.allgather(total, where="partition: symmetry")) % 2**64 == 0
+
+
+def _sources(graph: GraphFile, nodes: Array, edges: Array) -> Array:
+    """Return the rows that each part reads or owns, as expected for so many nodes and edges."""
+    share = np.minimum(edges / max(graph.num_edges, 1), 1 - 1e-9)
+    read = -np.expm1(graph.num_edges / graph.num_nodes * np.log1p(-share))
+    return np.maximum(nodes, graph.num_nodes * read)
 
 
 def _distinct(edges: Array, parts: int) -> Array:

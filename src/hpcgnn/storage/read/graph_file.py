@@ -154,6 +154,10 @@ class GraphFile(FormatFile):
         """Return the numbers of stored features of nodes `lo .. hi - 1`; None if not sparse."""
         return self._nodes.sparse_counts(lo, hi)
 
+    def bytes_of_nodes(self, lo: int, hi: int) -> np.ndarray:
+        """Return the bytes in memory of the data of each of the nodes `lo .. hi - 1`."""
+        return self._nodes.row_bytes(lo, hi)
+
     @property
     def node_bytes(self) -> int:
         """Return the bytes of all nodes' data in memory."""

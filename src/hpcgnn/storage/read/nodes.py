@@ -216,6 +216,20 @@ class NodeColumns:
             read_pointers(self._columns["indptr"], low, high, len(self._columns["indices"]))
         )
 
+    def row_bytes(self, low: int, high: int) -> np.ndarray:
+        """Return the bytes in memory of each row of `low .. high - 1`: int64 `[high - low]`."""
+        apart = {"indices", "data"}
+        plain = [column for name, column in self._columns.items() if name not in apart]
+        plain += self._named.values()
+        total = np.full(high - low, sum(one.width * one.dtype.itemsize for one in plain), np.int64)
+        stored = self.sparse_counts(low, high)
+        if stored is not None:
+            total += stored * sum(self._columns[name].dtype.itemsize for name in apart)
+        types = self._read_integers("type", low, high, 0, self._counts.num_types)
+        for kind, column in self._typed.items():
+            total[types == kind] += column.width * column.dtype.itemsize
+        return total
+
     def _open_features(self, reader: Reader, name: str) -> None:
         width = self._counts.num_features
         if width == 0:

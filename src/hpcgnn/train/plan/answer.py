@@ -15,6 +15,7 @@ from hpcgnn.train.plan.estimate import (
     bytes_per_epoch,
     estimate,
 )
+from hpcgnn.train.plan.host import host_bytes
 from hpcgnn.train.plan.machine import Machine
 from hpcgnn.train.plan.ranks import smallest_ranks
 from hpcgnn.train.plan.seconds import Seconds, seconds
@@ -22,11 +23,15 @@ from hpcgnn.train.plan.seconds import Seconds, seconds
 
 @dataclass(frozen=True)
 class RankPlan:
-    """The plan for one number of ranks; `seconds` is None without machine, `fits` without limit."""
+    """The plan for one number of ranks; `seconds` is None without machine, `fits` without limit.
+
+    `host`: bytes in host memory beside a GPU's, in addition to the imports.
+    """
 
     shape: Shape
     memory: Memory
     imports: int
+    host: int
     sent: int | None
     seconds: Seconds | None
     fits: bool | None
@@ -47,6 +52,7 @@ class RankPlan:
             "shape": asdict(self.shape),
             "memory_bytes": asdict(self.memory) | {"imports": self.imports},
             "peak_bytes_per_rank": self.total,
+            "host_bytes_per_rank": self.host,
             "sent_bytes": self.sent,
             "epoch_seconds": None if self.seconds is None else self.seconds.epoch,
             "seconds": parts,
@@ -98,6 +104,7 @@ def answer(
                 shape=shape,
                 memory=memory,
                 imports=imports,
+                host=host_bytes(shape, config, memory),
                 sent=bytes_per_epoch(shape, config) if own is None else None,
                 seconds=None if own or machine is None else seconds(shape, config, machine),
                 fits=None if limit is None else memory.peak + imports <= limit,

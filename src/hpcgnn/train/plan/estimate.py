@@ -178,9 +178,8 @@ def estimate(shape: Shape, config: Config) -> Memory:
     backward = max(backward, scratch - activations - first_sum - buffers)
     if model.kind in MESSAGES:
         backward += min(PIECES, 48 * shape.edges * model.hidden)
-    copies = 2 + (2 if config.optimiser.kind != "sgd" else 0)
-    learned = 4 * parameters(shape, config) * (copies + 2 * (shape.ranks > 1))
-    learned += 4 * n * model.embedding * copies
+    learned = 4 * parameters(shape, config) * parameter_copies(shape, config)
+    learned += 4 * n * model.embedding * parameter_copies(replace(shape, ranks=1), config)
     return Memory(
         features=features,
         first_sum=first_sum,
@@ -191,6 +190,11 @@ def estimate(shape: Shape, config: Config) -> Memory:
         halo_buffers=buffers,
         base=_base(shape, on_gpu=on_gpu),
     )
+
+
+def parameter_copies(shape: Shape, config: Config) -> int:
+    """Return the arrays as large as the parameters: these, gradients, moments, and sums."""
+    return 2 + (2 if config.optimiser.kind != "sgd" else 0) + 2 * (shape.ranks > 1)
 
 
 def _edges(shape: Shape, config: Config, halo: int) -> int:

@@ -23,7 +23,7 @@ from hpcgnn.storage.read.graph_file import read_counts
 from hpcgnn.storage.read.nodes import read_pointers
 from hpcgnn.storage.read.parts import part_name
 from hpcgnn.storage.read.reader import Reader, format_of
-from hpcgnn.storage.schema import GRAPH, MAX_COUNT, MAX_WIDTH, PARTITION, TRAIN, Counts
+from hpcgnn.storage.schema import GRAPH, MAX_COUNT, MAX_WIDTH, PARTITION, TRAIN, TYPES, Counts
 from hpcgnn.tasks.settings import check_stored
 from hpcgnn.train.config import Config
 from hpcgnn.train.open import check_training
@@ -222,6 +222,16 @@ def content_of_file(path: Path) -> Content:
         )
 
 
+def arrays_of_file(path: Path) -> dict[str, np.ndarray]:
+    """Return the named arrays of the nodes in the file, without their rows."""
+    with _opened(path) as reader:
+        group = f"{_prefixes(reader)[0]}nodes/arrays"
+        columns = {
+            name: reader.rows(f"{group}/{name}", TYPES, None) for name in reader.names(group)
+        }
+        return {name: np.empty((0, *c.shape[1:]), c.dtype) for name, c in columns.items()}
+
+
 def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
     """Return the part that needs most memory, with the busiest parts, which others wait for."""
     column = reader.column("exchange/sizes", ("int64",), (parts, 2))
@@ -251,6 +261,8 @@ def _largest(reader: Reader, even: Shape, parts: int, config: Config) -> Shape:
             stored=stored,
         )
 
+    if config.model.own:  # of unknown memory, whose parts compare like those of another model
+        config = config.changed(model="gcn", model_args="")
     first = {int(k) for order in (nodes, edges, halo) for k in np.argsort(-order)[:_CANDIDATES]}
     largest = max(map(part, sorted(first)), key=lambda shape: estimate(shape, config).peak)
     most = {int(np.argmax(counts)) for counts in (nodes, edges, halo)}

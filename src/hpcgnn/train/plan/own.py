@@ -7,10 +7,11 @@ of their peaks of tensor memory gives the bytes per node, edges included. Its me
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from hpcgnn.comm.communicator import Communicator
@@ -22,10 +23,25 @@ from hpcgnn.settings import parse_size
 from hpcgnn.train.calls import ModelCall
 from hpcgnn.train.config import Config
 from hpcgnn.train.own_model import ModelFile
-from hpcgnn.train.plan.estimate import Memory, Shape, estimate
+from hpcgnn.train.plan.estimate import Memory, Shape, estimate, parameter_copies
 
 _SMALL, _LARGE = 1000, 3000  # nodes
 _MOST_DEGREE = 64  # of the small graphs; further edges per node are assumed to need no more
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Data that a graph has besides features, labels and relations.
+
+    Attributes:
+        weights: whether edges have weights.
+        edge_width: features of an edge.
+        arrays: named arrays of the nodes, each without rows.
+    """
+
+    weights: bool = False
+    edge_width: int = 0
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,13 @@ class _Peak:
     widest: int  # widest row of any parameter
 
 
-def measured(config: Config, whole: Shape) -> Callable[[Shape], Memory]:
+def measured(
+    config: Config, whole: Shape, extras: Extras | None = None
+) -> Callable[[Shape], Memory]:
     """Return the function that estimates a shape's memory for the user's module.
+
+    Args:
+        extras: what the planned graph has besides; None: nothing.
 
     Raises:
         InputError: the module doesn't run on such a graph; exceptions raised in it are passed on.
@@ -44,14 +65,17 @@ def measured(config: Config, whole: Shape) -> Callable[[Shape], Memory]:
     file = ModelFile.of(config.model)
     comm = Communicator(MPI.COMM_SELF)
     try:
-        small, large = (_peak(file, config, _graph(whole, n, comm)) for n in (_SMALL, _LARGE))
+        extras = extras or Extras()
+        small, large = (
+            _peak(file, config, _graph(whole, extras, n, comm)) for n in (_SMALL, _LARGE)
+        )
     finally:
         comm.close()
     per_node = max(0, large.num_bytes - small.num_bytes) / (_LARGE - _SMALL)
     plain = config.changed(model="gcn", model_args="")
 
     def memory(shape: Shape) -> Memory:
-        copies = 2 + (2 if config.optimiser.kind != "sgd" else 0) + 2 * (shape.ranks > 1)
+        copies = parameter_copies(shape, config)
         longest = 8 * config.streaming.prefetch * (shape.halo or 0) * 2 * large.widest
         buffers = min(parse_size(config.streaming.halo_buffer), longest) if shape.ranks > 1 else 0
         return replace(
@@ -102,7 +126,7 @@ def _without_stderr() -> Iterator[None]:
         os.close(nothing)
 
 
-def _graph(whole: Shape, nodes: int, comm: Communicator) -> PartitionedGraph:
+def _graph(whole: Shape, extras: Extras, nodes: int, comm: Communicator) -> PartitionedGraph:
     """Return a random graph with the degree, widths and kinds of data of the planned one."""
     generator = torch.Generator().manual_seed(nodes)
     edges = round(nodes * min(whole.degree, _MOST_DEGREE))
@@ -120,7 +144,15 @@ def _graph(whole: Shape, nodes: int, comm: Communicator) -> PartitionedGraph:
         end=pointer[1:],
         columns=torch.randint(nodes, (edges,), generator=generator).to(torch.int32),
         relation=relation,
+        weight=torch.ones(edges) if extras.weights else None,
+        features=torch.randn(edges, extras.edge_width, generator=generator)
+        if extras.edge_width
+        else None,
     )
+    arrays = {
+        name: torch.from_numpy(np.zeros((nodes, *like.shape[1:]), like.dtype))
+        for name, like in extras.arrays.items()
+    }
     return of_one_part(
         comm,
         block,
@@ -133,4 +165,5 @@ def _graph(whole: Shape, nodes: int, comm: Communicator) -> PartitionedGraph:
         valid_mask=torch.zeros(nodes, dtype=torch.bool),
         test_mask=torch.zeros(nodes, dtype=torch.bool),
         num_relations=whole.relations,
+        nodes=arrays,
     )
