@@ -30,14 +30,18 @@ LEVELS = {"baseline": "-O1"} if len(INSTRUCTION_SETS) > 1 else {}
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 FLAGS += ["-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 LINK_FLAGS: list[str] = []
-if os.environ.get("HPCGNN_SANITIZE"):  # see env/sanitize.sh
+if os.environ.get("HPCGNN_SANITIZE"):  # instruction sets, see env/sanitize.sh
+    INSTRUCTION_SETS = {
+        name: INSTRUCTION_SETS[name] for name in os.environ["HPCGNN_SANITIZE"].split()
+    }
     # Python's own -fwrapv would define overflow, so that none would be reported.
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-wrapv"]
     # Address checks as calls, without those that AddressSanitizer makes anyway: inlined in
     # every loop they would take the compiler many minutes.
     CALLS = ["--param=asan-instrumentation-with-call-threshold=0"]
     CALLS += ["-fno-sanitize=null,alignment,object-size"]
-    FLAGS = ["-O1" if flag == "-O3" else flag for flag in FLAGS] + SANITIZE + CALLS
+    FLAGS = ["-Og" if flag == "-O3" else flag for flag in FLAGS] + SANITIZE + CALLS
+    LEVELS = {}
     LINK_FLAGS += SANITIZE
 
 

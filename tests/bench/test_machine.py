@@ -7,7 +7,7 @@ import pytest
 from hpcgnn.bench import machine
 from hpcgnn.cli import bench, bench_machine
 from hpcgnn.errors import InputError, OutputError, printable
-from hpcgnn.train.plan.machine import KERNELS, Curve, Gather, read_machine
+from hpcgnn.train.plan.machine import KERNELS, read_machine
 from tests.cli.verbs import call
 
 pytestmark = pytest.mark.mpi
@@ -49,26 +49,3 @@ def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
     monkeypatch.setattr(machine, "measure", None)  # would lose minutes of measuring
     with pytest.raises(OutputError, match="no such folder"):
         call(comm, bench, "machine", "-o", shared_path / "nowhere" / "here.toml")
-
-
-def test_the_time_of_a_row_is_told_from_that_of_its_edges():
-    """An edge of width 32 takes 2 ns from few rows, 3 from some, 6 from many, a row 100 ns."""
-    nanoseconds = {"few": 2 + 100 / 15, "some": 3 + 100 / 15, "many": 6 + 100 / 8}
-    nanoseconds["long"] = 2 + 100 / 60
-    rates = {("sum", size, 32): (32e9 / value, 0.0) for size, value in nanoseconds.items()}
-    found, row = machine._gather(rates, "sum", 32)
-    assert (*found, row) == pytest.approx((16e9, 32e9 / 3, 32e9 / 6, 1e-7))
-    curves = tuple(Curve((32.0,), (value,)) for value in found)
-    gather = Gather(curves, (4000, 30_000, 200_000), Curve((32.0,), (row,)))
-    assert gather.seconds(32, 1000, 10, 1) == pytest.approx(3e-6)
-    assert gather.seconds(32, 1000, 10, 30_000) == pytest.approx(4e-6)
-    assert gather.seconds(32, 1000, 10, 1e6) == pytest.approx(7e-6)
-
-
-def test_noise_gives_no_impossible_times():
-    """Long rows that seem slower than short ones, or rows that seem to take all the time."""
-    for few, many, long in ((1.0, 1.0, 2.0), (9.0, 1.0, 0.1)):
-        values = {"few": few, "some": few, "many": many, "long": long}
-        rates = {("sum", size, 8): (8e9 / value, 0.0) for size, value in values.items()}
-        found, row = machine._gather(rates, "sum", 8)
-        assert all(0 < value < 1e12 for value in (*found, row))

@@ -8,13 +8,10 @@ down. Then a few models are trained, and the rates corrected by what an epoch ta
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
-import statistics
 import time
-from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import numpy as np
@@ -22,15 +19,16 @@ import torch
 from torch import Tensor
 
 from hpcgnn import kernels
+from hpcgnn.bench import machine_file
 from hpcgnn.bench.calibration import Factors, calibrate
+from hpcgnn.bench.machine_file import Measured, Place, Rate
 from hpcgnn.bench.peers import Case, power_law_edges
 from hpcgnn.bench.steps import seconds_of_step
 from hpcgnn.bench.timing import synchronise
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import printable
 from hpcgnn.kernels.block import Block
 from hpcgnn.system import available_memory, now
-from hpcgnn.train.plan.machine import HEADS, KERNELS, SIZES, machine_of
+from hpcgnn.train.plan.machine import HEADS, machine_of
 
 _WIDTHS = (8, 32, 128, 256, 512)
 _ROWS_OF = {"few": 4_000, "some": 30_000, "many": 200_000, "long": 4_000}  # rows gathered from
@@ -38,7 +36,6 @@ _DEGREE = {"few": 15, "some": 15, "many": 8, "long": 60}
 _MANY_WIDTH = (
     128  # rows wider than this are gathered from fewer, in as many bytes: no cache holds them
 )
-_MOST_ROW = 0.8  # of the time measured may be that of rows instead of edges
 _PRODUCT_ROWS = 20_000
 _ROWS = (100_000, 256)  # that passes go over
 _MESSAGES = (64, 4096, 65_536, 1 << 20, 16 << 20)
@@ -49,56 +46,28 @@ _LARGER_ON_GPU = 8  # times, where a graph of these sizes would be done before i
 _SWEEPS = 2  # over all rates: a disturbance of a second or two in one sweep is gone in the next
 
 Run = Callable[[], object]
-Rate = tuple[float, float]  # per second: on one rank alone, and on all at once
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What was measured: rates (of a rank alone, of all at once), and seconds of messages."""
-
-    rates: dict[Hashable, Rate]
-    steps: Rate
-    inside: list[float]
-    between: list[float]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where it was measured."""
-
-    name: str
-    source: str
-    device: torch.device
-    per_node: int
-    full_speed: int
-    memory: int
-
-    @property
-    def waits(self) -> float:
-        """Ranks that share a core, at least 1."""
-        return max(1.0, self.per_node / self.full_speed)
 
 
 def measure(comm: Communicator, name: str, device: torch.device) -> str:
     """Return the text of the machine file, the same on every rank. Collective."""
     hosts = comm.allgather(platform.node(), where="bench machine")
     place, measured = _place(comm, hosts, name, device), _measure(comm, hosts, device)
-    rates = machine_of(_text(place, measured, Factors(), Factors()))
+    rates = machine_of(machine_file.text(place, measured, Factors(), Factors()))
     times = _LARGER_ON_GPU if device.type == "cuda" else 1
     sizes = [(nodes * times, edges * times) for nodes, edges in _GRAPHS]
     alone = _alone(comm, lambda part: calibrate(part, rates, sizes, device))
     at_once = alone if comm.size == 1 else calibrate(comm, rates, sizes, device)
     factors = comm.broadcast((alone, at_once), where="bench machine")
-    return _text(place, measured, *factors)
+    return machine_file.text(place, measured, *factors)
 
 
-def _place(comm: Communicator, hosts: list[str], name: str, device: torch.device) -> _Place:
+def _place(comm: Communicator, hosts: list[str], name: str, device: torch.device) -> Place:
     per_node = max(hosts.count(host) for host in hosts)
     full_speed = per_node if device.type == "cuda" else max(1, _cores() // torch.get_num_threads())
     memory = _memory(device) // (1 if device.type == "cuda" else per_node)
     source = f"measured by hpcgnn bench machine on {comm.size} ranks of {hosts[0]}, {now()}"
-    return _Place(
+    return Place(
         name=name,
         source=comm.broadcast(source, where="bench machine"),
         device=device,
@@ -108,7 +77,7 @@ def _place(comm: Communicator, hosts: list[str], name: str, device: torch.device
     )
 
 
-def _measure(comm: Communicator, hosts: list[str], device: torch.device) -> _Measured:
+def _measure(comm: Communicator, hosts: list[str], device: torch.device) -> Measured:
     clock = _Clock(comm)
     rates: dict[Hashable, Rate] = {}
     links: list[list[float]] = []
@@ -121,58 +90,16 @@ def _measure(comm: Communicator, hosts: list[str], device: torch.device) -> _Mea
         steps.append(_steps(comm, device))
     seconds = [min(found) for found in zip(*links, strict=True)]
     step = max(s[0] for s in steps), max(s[1] for s in steps)
-    return _Measured(rates, step, seconds[: len(_MESSAGES)], seconds[len(_MESSAGES) :])
-
-
-def _text(place: _Place, measured: _Measured, alone: Factors, at_once: Factors) -> str:
-    """Return the machine file; rates are divided by what an epoch takes over them."""
-    rates, waits = measured.rates, place.waits
-    rows, step = rates["rows"], measured.steps
-    host = rates["host"][1] if "host" in rates else rows[0] / alone.others
-    others, gathers = at_once.others / alone.others, at_once.gathers / alone.gathers
-    crowd = {
-        "products": _ratio((rates["product", w] for w in _WIDTHS), waits, others),
-        "gathers": _ratio((rates[k, "many", w] for k in KERNELS for w in _WIDTHS), waits, gathers),
-        "rows": _ratio([rows], waits, others),
-        "steps": _ratio([step], waits, others),
-    }
-    lines = [
-        f"name = {_quoted(place.name)}",
-        f"source = {_quoted(place.source)}",
-        f'device = "{place.device.type}"',
-        f'memory_per_rank = "{place.memory >> 20}MiB"',
-        f"ranks_per_node = {place.per_node}",
-        f"full_speed = {place.full_speed}  # ranks of a node with cores of their own",
-        "",
-        "# Whole epochs took so many times what their gathers, and their other work, had taken in",
-        "# short measurements, which the numbers below have been corrected by:",
-        f"# one rank {alone.gathers:.2f} and {alone.others:.2f}, "
-        f"all at once {at_once.gathers:.2f} and {at_once.others:.2f}",
-        f"rows = {rows[0] / alone.others:.4g}  # bytes per second of passes over rows",
-        f"host = {host:.4g}  # bytes per second from the host's memory",
-        f"step_seconds = {alone.others / step[0]:.3g}  # of a layer's pass over next to nothing",
-        "",
-        "[products]  # FLOP/s by the width of square weights",
-        f"widths = {list(_WIDTHS)}",
-        f"flops = {_list(rates['product', w][0] / alone.others for w in _WIDTHS)}",
-        "",
-        "[crowd]  # seconds of each of full_speed ranks at once over those of one alone",
-        *(f"{key} = {value:.3f}" for key, value in crowd.items()),
-        "",
-        "[gathers]  # numbers per second, by width, from few, some and many rows, without what",
-        "# each row of the result takes besides its edges: row_seconds",
-        *(f"{size}_rows = {_ROWS_OF[size]}" for size in SIZES),
-    ]
-    for kernel in KERNELS:
-        lines += ["", f"[gathers.{kernel}]", f"widths = {list(_WIDTHS)}"]
-        curves, row = zip(*(_gather(rates, kernel, width) for width in _WIDTHS), strict=True)
-        for size, curve in zip(SIZES, zip(*curves, strict=True), strict=True):
-            lines.append(f"{size} = {_list(rate / alone.gathers for rate in curve)}")
-        lines.append(f"row_seconds = {_list(second * alone.gathers for second in row)}")
-    for name, seconds in (("inside", measured.inside), ("between", measured.between)):
-        lines += ["", f"[messages.{name}]", f"bytes = {list(_MESSAGES)}"]
-        lines.append(f"seconds = {_list(seconds)}")
-    return "\n".join(lines) + "\n"
+    return Measured(
+        widths=_WIDTHS,
+        rows_of=_ROWS_OF,
+        degree=_DEGREE,
+        messages=_MESSAGES,
+        rates=rates,
+        steps=step,
+        inside=seconds[: len(_MESSAGES)],
+        between=seconds[len(_MESSAGES) :],
+    )
 
 
 def _alone(comm: Communicator, run: Callable[[Communicator], Result]) -> Result | None:
@@ -187,23 +114,6 @@ def _alone(comm: Communicator, run: Callable[[Communicator], Result]) -> Result 
     return found
 
 
-def _quoted(text: str) -> str:
-    """Return a TOML string, which JSON's quoting makes of a printable text."""
-    return json.dumps(printable(text), ensure_ascii=False)
-
-
-def _gather(rates: dict[Hashable, Rate], kernel: str, width: int) -> tuple[list[float], float]:
-    """Return numbers per second from rows of each of `SIZES`, and the seconds of a row.
-
-    The time of an edge is that of its numbers plus the row's share. From few rows it was measured
-    with two numbers of edges per row; a row is taken to cost the same among more.
-    """
-    times = {size: width / rates[kernel, size, width][0] for size in _ROWS_OF}
-    row = (times["few"] - times["long"]) / (1 / _DEGREE["few"] - 1 / _DEGREE["long"])
-    row = min(max(row, 1e-12), _MOST_ROW * min(times[size] * _DEGREE[size] for size in SIZES))
-    return [width / (times[size] - row / _DEGREE[size]) for size in SIZES], row
-
-
 def _sweep(clock: _Clock, device: torch.device) -> dict[Hashable, Rate]:
     """Measure every rate once."""
     found: dict[Hashable, Rate] = {("product", w): _product(clock, w, device) for w in _WIDTHS}
@@ -215,20 +125,6 @@ def _sweep(clock: _Clock, device: torch.device) -> dict[Hashable, Rate]:
     if device.type == "cuda":
         found["host"] = _host(clock, device)
     return found
-
-
-def _list(values: Iterable[float]) -> str:
-    return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
-
-
-def _ratio(pairs: Iterable[Rate], waits: float, factor: float) -> float:
-    """Return the median slowdown of all ranks at once, over that from sharing too few cores.
-
-    Args:
-        factor: what epochs of all ranks at once take over their rates, over that of a rank alone.
-    """
-    found = statistics.median(alone / crowd for alone, crowd in pairs)
-    return max(1.0, found / waits) * factor
 
 
 class _Clock:
