@@ -137,8 +137,8 @@ def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) 
         flat = array.flat(nbytes=_IN_CACHE)
         chunks = (part.reshape(-1, 2) for part in rechunk(flat, _IN_CACHE // 8))
         return Column(array.path, name, ahead(chunks), length=number)
-    sources, destinations = (array.flat(k, number, _IN_CACHE // 2) for k in (0, number))
-    return two_columns(array.path, name, sources, destinations, length=number)
+    stacked = (pair.T for pair in array.stacked(_IN_CACHE))
+    return Column(array.path, name, ahead(stacked), length=number)
 
 
 def two_columns(
