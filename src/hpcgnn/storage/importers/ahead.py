@@ -11,19 +11,23 @@ _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
 
-def ahead(items: Iterable[_Item]) -> Generator[_Item, None, None]:
-    """Yield the same items, computing each next one while the current one is used.
+def ahead(items: Iterable[_Item], number: int = 1) -> Generator[_Item, None, None]:
+    """Yield the same items, computing the next `number` while the current one is used.
 
     NumPy, HDF5 and Arrow let other threads run while they work. No thread is left running when
-    this iterator ends or is closed.
+    this iterator ends or is closed. With several items ahead, neither thread waits for the other
+    at every item.
     """
     iterator = iter(items)
     end = object()
     with ThreadPoolExecutor(1, "read ahead") as pool:
-        coming = pool.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, iterator, end)
-            yield item  # type: ignore[misc]
+        coming = deque(pool.submit(next, iterator, end) for _ in range(number))
+        try:
+            while (item := coming.popleft().result()) is not end:
+                coming.append(pool.submit(next, iterator, end))
+                yield item  # type: ignore[misc]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def each_ahead(
