@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, workers: Workers | None) -> int:
     check_range("--seed", args.seed, 0, HIGHEST)
     link_split = None if args.link_split is None else LinkSplit.of(args.link_split, args.seed)
     format = args.format or guess_format(args.sources[0])
-    library = prepare("table" if args.nodes else format)
+    library = prepare("table" if args.nodes else format, args.sources[0])
     tables = _tables(args)
     over: Over = map if workers is None else workers.map
     options = _options(args, _limit(args.memory, library), tables, over)

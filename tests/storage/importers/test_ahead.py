@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from hpcgnn.storage.importers.ahead import ahead
+from hpcgnn.storage.importers.ahead import ahead, each_ahead
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 7])
@@ -46,3 +46,18 @@ def test_nothing_runs_after_it_is_closed():
         assert next(got) == 0
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+def test_items_are_made_ahead_in_order_and_few_wait():
+    begun: list[int] = []
+
+    def make(k: int) -> int:
+        begun.append(k)
+        return k * k
+
+    got = each_ahead(make, iter(range(50)), threads=2)
+    assert [next(got) for _ in range(5)] == [0, 1, 4, 9, 16]
+    got.close()
+    assert len(begun) <= 5 + 3
+    assert list(each_ahead(make, range(9), threads=2)) == [k * k for k in range(9)]
+    assert all(not thread.name.startswith("make ahead") for thread in threading.enumerate())

@@ -138,8 +138,10 @@ def _guess(path: Path) -> str:
     return known[suffix]
 
 
-def prepare(format: str) -> int:
-    """Load the libraries that a format needs; return the bytes of memory that they use."""
+def prepare(format: str, path: Path) -> int:
+    """Load the libraries that a file of a format needs; return the bytes that they will use."""
+    if path.suffix not in (".npy", ".npz"):
+        import pyarrow.csv  # noqa: F401 - takes as long as HDF5
     if format not in ("parquet", "table", "dgl"):
         return 0
     from hpcgnn.storage.importers import tables  # noqa: F401 - takes a second, and 20 MB

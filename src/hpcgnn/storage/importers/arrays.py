@@ -121,6 +121,21 @@ class ArraySource:
                 self._fill(file, values)
                 yield values.astype(self.dtype.newbyteorder("="), copy=False)
 
+    def stacked(self, nbytes: int) -> Iterator[np.ndarray]:
+        """Yield [2, k] chunks of an array [2, n], or [n, 2] in Fortran order, of `nbytes` bytes."""
+        if self.dtype.kind not in "biuf":
+            raise self.error("must hold numbers", str(self.dtype))
+        size, step = prod(self.shape) // 2, nbytes // (2 * self.dtype.itemsize)
+        with self._open() as first, self._open() as second:
+            for row, file in enumerate((first, second)):
+                self._header(file)
+                self._skip(file, row * size * self.dtype.itemsize)
+            for low in range(0, size, step):
+                values = np.empty((2, min(step, size - low)), self.dtype)
+                self._fill(first, values[0])
+                self._fill(second, values[1])
+                yield values.astype(self.dtype.newbyteorder("="), copy=False)
+
     def _skip(self, file: BinaryIO, nbytes: int) -> None:
         if self.member is None:
             file.seek(nbytes, 1)
@@ -286,6 +301,10 @@ class MemoryArray(ArraySource):
         values = np.ascontiguousarray(self.values).reshape(-1)
         values = values[first : None if count is None else first + count]
         yield from rechunk([values], max(1, nbytes // self.dtype.itemsize))
+
+    def stacked(self, nbytes: int) -> Iterator[np.ndarray]:
+        for chunk in rechunk([self.values.T], max(1, nbytes // (2 * self.dtype.itemsize))):
+            yield chunk.T
 
     def load(self, limit: int) -> np.ndarray:
         return self.values

@@ -32,6 +32,7 @@ from hpcgnn.storage.importers.spool import Records, Scratch
 from hpcgnn.storage.schema import EARLIER_ROW, TEST, TRAIN, VALID
 from hpcgnn.storage.write.graph_writer import GraphWriter
 
+_AHEAD = 4  # lists of half a megabyte
 _ALL_LOOPS = "every edge is a self-loop: no node receives a message from another"
 _FREE_NODES = 1_000_000  # a graph may have so many nodes without an edge
 _NODES_PER_EDGE = 64
@@ -202,7 +203,7 @@ def _write_lists(
 ) -> tuple[int, bool]:
     """Write all lists; return the number of edges, and whether any is not a self-loop."""
     first, written, joins = 0, 0, False
-    with closing(ahead(chunks)) as lists:
+    with closing(ahead(chunks, _AHEAD)) as lists:
         for chunk in lists:
             _write_rows(writer, chunk, split, first)
             joins = joins or not _only_loops(chunk, first)

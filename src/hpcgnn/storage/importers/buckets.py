@@ -1,4 +1,4 @@
-"""Sorting of many numbers bucket by bucket: each is sorted while the one before it is used."""
+"""Sorting of many numbers bucket by bucket: the next ones are sorted while one is used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import numpy as np
 
 from hpcgnn.native import address, open_library
 from hpcgnn.storage.fingerprint import LIBRARY
+from hpcgnn.storage.importers.ahead import each_ahead
 
-_PIECE = 1 << 16  # numbers that are moved to buckets within the cache
-_BITS = 8  # of the leading bits, which give the bucket
+_PIECE = 1 << 17  # numbers that are moved to buckets within the cache
+_IN_CACHE = 1 << 14  # numbers in a bucket at least, twice as many fit the cache
+_MOST_BITS = 12  # of the leading bits, which give the bucket
 _SAMPLES = 1 << 12
+_TOGETHER = 1 << 16  # numbers of the buckets that are sorted by one call
 _THREADS = 2
 
 
@@ -28,27 +31,41 @@ def in_buckets(numbers: np.ndarray, low_bits: int, limit: int) -> Iterator[np.nd
         limit: bytes of one bucket; if one is larger, all are sorted in place.
     """
     largest = int(numbers[:: max(1, numbers.shape[0] // _SAMPLES)].max(initial=0))
-    shift = max(low_bits, largest.bit_length() - _BITS)
+    bits = min(_MOST_BITS, (numbers.shape[0] // _IN_CACHE | 1).bit_length() - 1)
+    shift = max(low_bits, largest.bit_length() - bits)
     count = (largest >> shift) + 1  # larger numbers belong to the last bucket, too
     starts = _scattered(numbers, shift, count)
-    sizes = np.diff(starts, axis=1).sum(axis=0, dtype=np.int64)
+    sizes = np.diff(starts.sum(axis=0, dtype=np.int64))
     if 8 * int(sizes.max(initial=0)) > limit:
         numbers.sort()
         yield numbers
         return
-    for bucket in np.flatnonzero(sizes).tolist():
-        out = np.empty(sizes[bucket], np.int64)
-        _library().hpcgnn_gather(
+
+    def sort(bounds: tuple[int, int]) -> np.ndarray:
+        first, last = bounds
+        out = np.empty(sizes[first:last].sum(), np.int64)
+        room = np.empty(sizes[first:last].max(), np.int64)
+        _library().hpcgnn_sort_buckets(
             address(numbers),
             c_int64(starts.shape[0]),
             c_int64(_PIECE),
             c_int64(count),
             address(starts),
-            c_int64(bucket),
+            c_int64(first),
+            c_int64(last),
+            address(room),
             address(out),
         )
-        out.sort()
-        yield out
+        return out
+
+    yield from each_ahead(sort, _groups(sizes), _THREADS)
+
+
+def _groups(sizes: np.ndarray) -> list[tuple[int, int]]:
+    """Return ranges of buckets, each of about `_TOGETHER` numbers or one bucket."""
+    before = np.cumsum(sizes) - sizes
+    firsts = np.flatnonzero(np.diff(before // _TOGETHER, prepend=-1)).tolist()
+    return list(zip(firsts, [*firsts[1:], sizes.shape[0]], strict=True))
 
 
 def _scattered(numbers: np.ndarray, shift: int, count: int) -> np.ndarray:

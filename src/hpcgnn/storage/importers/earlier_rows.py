@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.ids import IdTable
@@ -78,6 +77,8 @@ def _add_earlier(joined: Records, graph: GraphFile, store: NameStore | None) -> 
         rows = _checked(data.named[EARLIER_ROW], graph) if through else np.arange(low, high)
         ids = np.arange(low, high) if data.original_ids is None else data.original_ids
         if store is not None and graph.names is not None:
+            import pyarrow as pa
+
             ids = store.codes(pa.array(graph.names.texts(low, high), pa.string()))
         known = rows >= 0
         joined.append(_entries(ids[known], -1, rows[known]))

@@ -9,11 +9,11 @@ import numpy as np
 from hpcgnn.display import Stage
 from hpcgnn.errors import InputError
 from hpcgnn.storage.checks import Place
+from hpcgnn.storage.importers.ends import ENDS, PAIR, pack
 from hpcgnn.storage.importers.source import EdgeChunk, Source
 from hpcgnn.storage.importers.spool import Records, Scratch
 from hpcgnn.storage.schema import as_labels, check_labels
 
-ENDS = ("source", "destination")
 _HELD = 2  # times the limit may be held: nothing is sorted while edges are read
 _NARROW = 1 << 31  # up to this number of nodes, ids take 4 bytes
 _MAX_RELATIONS = 1 << 16  # or the number of edges, if that is larger
@@ -41,20 +41,20 @@ def spool_edges(source: Source, scratch: Scratch, *, reverse: bool, stage: Stage
         InputError: a number is out of range; the error names its place.
     """
     wide = source.num_nodes is not None and source.num_nodes > _NARROW
-    edges = Spooled(scratch.records(_dtype(None, wide=wide)), source.num_relations or 0)
+    held, number = _HELD * scratch.limit, source.num_edges
+    records = scratch.records(_dtype(None, wide=wide), held, number)
+    edges = Spooled(records, source.num_relations or 0)
     lowest, seen = np.iinfo(np.int64).max, False
     for chunk in source.edges:
         _check_edge_labels(chunk, source)
-        ends = [_range_of_ends(chunk, source, name) for name in ENDS]
-        least, largest = min(low for low, _ in ends), max(high for _, high in ends)
+        checked, least, largest = _checked(chunk, source, reverse, wide, edges.records)
         wide = wide or largest > np.iinfo(np.int32).max
-        dtype = _dtype(chunk, wide=wide)
-        if not seen:
-            edges.records = scratch.records(dtype, _HELD * scratch.limit, source.num_edges)
-        elif edges.records.dtype != dtype:
-            edges.records = _widened(edges.records, dtype, source, scratch)
+        if not seen and edges.records.dtype != checked.dtype:
+            edges.records = scratch.records(checked.dtype, held, number)
+        elif edges.records.dtype != checked.dtype:
+            edges.records = _widened(edges.records, checked.dtype, source, scratch)
         seen = True
-        edges.records.append(_checked(chunk, dtype, source, reverse))
+        edges.records.append(checked)
         edges.largest, lowest = max(edges.largest, largest), min(lowest, least)
         if chunk.relation is not None and source.num_relations is None:
             edges.relations = max(edges.relations, 1 + int(chunk.relation.max(initial=-1)))
@@ -74,10 +74,20 @@ def spool_edges(source: Source, scratch: Scratch, *, reverse: bool, stage: Stage
     return edges
 
 
-def _checked(chunk: EdgeChunk, dtype: np.dtype, source: Source, reverse: bool) -> np.ndarray:
-    """Return the records of some edges, whose ends have been checked already."""
-    out = np.empty(chunk.source.shape[0], dtype)
+def _checked(
+    chunk: EdgeChunk, source: Source, reverse: bool, wide: bool, before: Records
+) -> tuple[np.ndarray, int, int]:
+    """Return records of edges, in place after those `before`, and the lowest and highest id."""
     ends = (chunk.destination, chunk.source) if reverse else (chunk.source, chunk.destination)
+    if before.dtype == PAIR == _dtype(chunk, wide=wide) and chunk.source.size:
+        records = before.place(chunk.source.shape[0])
+        bounds = pack(*ends, records)
+        top = min(_NARROW, _NARROW if source.num_nodes is None else source.num_nodes)
+        if bounds.min() >= 0 and bounds.max() < top:
+            return records, int(bounds.min()), int(bounds.max())
+    found = [_range_of_ends(chunk, source, name) for name in ENDS]
+    lowest, highest = min(low for low, _ in found), max(high for _, high in found)
+    out = np.empty(chunk.source.shape[0], _dtype(chunk, wide=wide or highest >= _NARROW))
     out["source"], out["destination"] = ends
     if chunk.weight is not None:
         out["weight"] = _finite(chunk.weight, chunk, source, "weight")
@@ -92,7 +102,7 @@ def _checked(chunk: EdgeChunk, dtype: np.dtype, source: Source, reverse: bool) -
         top = 1 << 30 if source.num_relations is None else source.num_relations
         _check_range(chunk.relation, top, chunk, source, "relation")
         out["relation"] = chunk.relation
-    return out
+    return out, lowest, highest
 
 
 def _widened(records: Records, dtype: np.dtype, source: Source, scratch: Scratch) -> Records:

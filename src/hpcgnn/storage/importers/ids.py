@@ -10,7 +10,8 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.sorting import sorted_unique
-from hpcgnn.storage.importers.edge_records import ENDS, with_ends
+from hpcgnn.storage.importers.edge_records import with_ends
+from hpcgnn.storage.importers.ends import ENDS, mark
 from hpcgnn.storage.importers.slabs import sorted_slabs
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column, as_ids
 from hpcgnn.storage.importers.spool import Records, Scratch
@@ -25,19 +26,17 @@ class IdTable:
     """The node ids in ascending order, each with its row.
 
     Attributes:
-        entries: the records of (id, row).
+        entries: the records of (id, row); may be empty if `consecutive`.
+        count: the number of ids.
         consecutive: the ids are 0 .. N - 1 and each is its own row.
         find: returns the rows of ids, -1 for unknown ids; None if a lookup table does not fit into
             the memory allowed.
     """
 
     entries: Records
+    count: int
     consecutive: bool
     find: Callable[[np.ndarray], np.ndarray] | None = None
-
-    @property
-    def count(self) -> int:
-        return self.entries.count
 
 
 def distinct(edges: Records, largest: int, scratch: Scratch) -> IdTable:
@@ -56,26 +55,22 @@ def distinct(edges: Records, largest: int, scratch: Scratch) -> IdTable:
             rows = np.arange(entries.count, entries.count + found.shape[0])
             entries.append(_entries(found, rows))
             largest = int(found[-1])
-    return IdTable(entries, largest == entries.count - 1, _finder(entries, scratch, largest))
+    number = entries.count
+    return IdTable(entries, number, largest == number - 1, _finder(entries, scratch, largest))
 
 
 def _from_lookup(edges: Records, largest: int, scratch: Scratch) -> IdTable:
-    there = np.zeros(largest + 1, bool)
-    looked_at, wait = 0, largest + 1
+    there, missing = np.zeros(largest + 1, bool), largest + 1
     for chunk in edges.chunks():
-        there[chunk["source"]] = True
-        there[chunk["destination"]] = True
-        looked_at += chunk.shape[0]
-        if looked_at >= wait:
-            if there.all():
-                break
-            wait = 2 * looked_at
+        missing -= mark(chunk, there)
+        if not missing:
+            return IdTable(scratch.records(_ENTRY), largest + 1, consecutive=True)
     found = np.flatnonzero(there)
     entries = scratch.records(_ENTRY)
     entries.append(_entries(found, np.arange(found.shape[0])))
     lookup = np.full(largest + 1, -1)
     lookup[found] = np.arange(found.shape[0])
-    return IdTable(entries, found.shape[0] == largest + 1, partial(_in_list, lookup))
+    return IdTable(entries, entries.count, consecutive=False, find=partial(_in_list, lookup))
 
 
 def given(column: Column, scratch: Scratch) -> IdTable:
@@ -101,7 +96,7 @@ def given(column: Column, scratch: Scratch) -> IdTable:
             raise column.error("is listed twice", slab["id"][twice[0]])
         last = slab["id"][-1]
         entries.append(slab)
-    return IdTable(entries, consecutive, _finder(entries, scratch, int(last)))
+    return IdTable(entries, entries.count, consecutive, _finder(entries, scratch, int(last)))
 
 
 def _finder(

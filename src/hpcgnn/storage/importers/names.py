@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.fingerprint import mix64
 from hpcgnn.storage.importers.slabs import sorted_slabs
 from hpcgnn.storage.importers.spool import Records, Scratch
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LONGEST = 1 << 12  # bytes that an id may have
 _WORD = 8
@@ -53,7 +56,7 @@ def _rotated(words: np.ndarray, bits: int) -> np.ndarray:
 
 def raw(strings: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Return the lengths of the texts in bytes, int64, and the concatenated bytes."""
-    strings = strings.cast(pa.large_string())
+    strings = strings.cast("large_string")
     _, offsets_buffer, data = strings.buffers()
     count, first = len(strings), strings.offset
     if count == 0:
@@ -91,7 +94,7 @@ class NameStore:
         ids, checks = hashes(texts)
         order = np.argsort(ids)  # sorted look-ups make better use of the cache
         new = np.sort(order[~self._are_known(ids[order], checks[order])])
-        self._keep(texts.take(pa.array(new)), ids[new], checks[new])
+        self._keep(texts.take(new), ids[new], checks[new])
         self._remember(ids[new], checks[new])
         return ids[encoded.indices.to_numpy()]
 

@@ -15,14 +15,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO, cast
-
-import pyarrow as pa
-import pyarrow.csv
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from hpcgnn.errors import InputError, OutputError
 from hpcgnn.storage.importers.source import PIECE_BYTES
 from hpcgnn.system import is_named_pipe
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DAMAGED = (gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 _ZIP_SURPRISES = (NotImplementedError, RuntimeError, ValueError, OverflowError, struct.error)
@@ -85,6 +85,8 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
             with gzip.GzipFile(fileobj=raw) as file:
                 yield cast(BinaryIO, _Unpacked(cast(BinaryIO, file), path, packed))
         elif start == b"\x28\xb5\x2f\xfd":
+            import pyarrow as pa
+
             with pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd") as stream:
                 yield cast(BinaryIO, _Unpacked(_lines(stream), path, packed))
         else:

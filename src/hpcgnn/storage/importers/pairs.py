@@ -13,7 +13,8 @@ from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.arrays import ArraySource, rechunk, together
 from hpcgnn.storage.importers.source import Column, EdgeChunk, as_ids, as_integers
 
-_IN_CACHE = 1 << 19  # bytes of edges; arrays this small reuse memory freed before
+_IN_CACHE = 1 << 20  # bytes of edges; arrays this small reuse memory freed before
+_AHEAD = 2
 
 
 def edges_from(
@@ -136,9 +137,9 @@ def pair_column(array: ArraySource, limit: int, *, sources_first: bool = False) 
     if by_row != array.fortran:  # source and destination of an edge are adjacent
         flat = array.flat(nbytes=_IN_CACHE)
         chunks = (part.reshape(-1, 2) for part in rechunk(flat, _IN_CACHE // 8))
-        return Column(array.path, name, ahead(chunks), length=number)
-    sources, destinations = (array.flat(k, number, _IN_CACHE // 2) for k in (0, number))
-    return two_columns(array.path, name, sources, destinations, length=number)
+        return Column(array.path, name, ahead(chunks, _AHEAD), length=number)
+    stacked = (pair.T for pair in array.stacked(_IN_CACHE))
+    return Column(array.path, name, ahead(stacked, _AHEAD), length=number)
 
 
 def two_columns(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.ends import PAIR, unpack
 from hpcgnn.storage.importers.slabs import sorted_slabs, sorting_order
 from hpcgnn.storage.importers.spool import Records, Scratch
 
@@ -70,6 +71,9 @@ def _finish(
         records = _without_duplicates(records, keys, rules.combine)
     if rules.self_loops == "add":
         records = _with_self_loops(records, low, high, keys)
+    if records.dtype == PAIR:
+        sources, counts = unpack(records, low, high)
+        return RowChunk(counts, sources, None, None, None, None, None)
     names = records.dtype.names or ()
     return RowChunk(
         np.bincount(records["destination"] - low, minlength=high - low),

@@ -12,9 +12,9 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.buckets import in_buckets
+from hpcgnn.storage.importers.ends import PAIR
 from hpcgnn.storage.importers.spool import Records, Scratch
 
-PAIR = np.dtype([("source", np.int32), ("destination", np.int32)])
 _MAX_BUCKETS = 256
 _MANY = 1 << 20  # number of records for which SciPy's 30 MB are negligible
 _DENSE = 4  # values per record up to which an array over all values is no larger than they are

@@ -77,13 +77,20 @@ class Records:
     def nbytes(self) -> int:
         return self.count * self.dtype.itemsize
 
+    def place(self, number: int) -> np.ndarray:
+        """Return an array for the next records, reserved if possible, to be filled and appended."""
+        reserved = self._room[self.count : self.count + number]
+        return reserved if reserved.shape[0] == number else np.empty(number, self.dtype)
+
     def append(self, records: np.ndarray) -> None:
         """Append these records, which the caller must not change afterwards."""
         if not records.shape[0]:
             return
         before, self.count = self.count, self.count + records.shape[0]
         if self.count <= self._room.shape[0]:
-            _copy(records, self._room[before : self.count])
+            place = self._room[before : self.count]
+            if records.ctypes.data != place.ctypes.data:
+                _copy(records, place)
             self._held, self._held_bytes = [self._room[: self.count]], self.nbytes
             return
         # A slice is copied, so that the array it is part of can be freed.

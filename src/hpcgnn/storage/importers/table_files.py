@@ -24,6 +24,7 @@ from hpcgnn.storage.importers.text_table import TextTable
 
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1 << 16
+_AHEAD = 2  # batches that each thread decodes in advance
 _ROW_BYTES = 16  # bytes per row of an unpacked Parquet file, as the inflation check assumes
 
 
@@ -166,7 +167,7 @@ class ParquetTable:
                 table = stack.enter_context(self._open(metadata))
                 metadata = table.metadata
                 made = table.iter_batches(batch_size=size, columns=half, use_threads=False)
-                parts.append(stack.enter_context(closing(ahead(made))))
+                parts.append(stack.enter_context(closing(ahead(made, _AHEAD))))
             # Arrow's batches are cut like arrays.
             for rows in cast(Iterator[tuple[Any, ...]], together(*parts)):
                 yield {

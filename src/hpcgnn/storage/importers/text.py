@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers.opening import open_binary
@@ -245,6 +243,8 @@ class Table:
 
     def records(self, block: TextBlock) -> np.ndarray:
         """Return the records of a block as `parse` does, whatever the blocks before it hold."""
+        from pyarrow import ArrowInvalid
+
         text = block.text
         for mark in self.comments:
             if mark in text:
@@ -254,9 +254,9 @@ class Table:
         try:
             try:
                 records = self._converted(text)
-            except pa.ArrowInvalid:
+            except ArrowInvalid:
                 records = self._converted(_normal(text, self.delimiter))
-        except pa.ArrowInvalid as error:
+        except ArrowInvalid as error:
             self._diagnose(block)
             reason = " ".join(str(error).split())[:160]
             raise block.error(block.first, f"can't be read: {reason}") from None
@@ -286,6 +286,9 @@ class Table:
             pyarrow.ArrowInvalid: a field is not a number, a line has another width, or more than
                 one space separates columns.
         """
+        import pyarrow as pa
+        import pyarrow.csv
+
         places = self.columns or tuple(range(self.width))
         types = {
             str(place): pa.int64() if kind is np.int64 else pa.float64()

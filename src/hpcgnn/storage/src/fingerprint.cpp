@@ -3,10 +3,16 @@
 #include <cstring>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+#define INLINE inline __attribute__((always_inline))
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#define WITH_AVX2 __attribute__((target_clones("avx2", "default")))  // nearly twice as fast
+#else
+#define WITH_AVX2
+#endif
 
 namespace {
 
-uint64_t mixed(uint64_t x) {
+INLINE uint64_t mixed(uint64_t x) {
     x += 0x9E3779B97F4A7C15;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB;
@@ -14,7 +20,7 @@ uint64_t mixed(uint64_t x) {
 }
 
 template <class T>
-uint64_t sum(const char* values, int64_t n, uint64_t first) {
+INLINE uint64_t sum(const char* values, int64_t n, uint64_t first) {
     uint64_t total = 0;
     for (int64_t k = 0; k < n; k++) {
         T value;  // the array need not be aligned
@@ -33,8 +39,8 @@ EXPORT void hpcgnn_mix(uint64_t* x, int64_t n) {
 
 // The sum of mixed(mixed(first + k) ^ value k) over values [n] of `bytes` bytes each, taken as
 // integers with a sign where `has_sign`.
-EXPORT uint64_t hpcgnn_fingerprint(const char* values, int64_t bytes, int64_t has_sign, int64_t n,
-                                   uint64_t first) {
+EXPORT WITH_AVX2 uint64_t hpcgnn_fingerprint(const char* values, int64_t bytes, int64_t has_sign,
+                                             int64_t n, uint64_t first) {
     if (bytes == 8) return sum<int64_t>(values, n, first);
     if (bytes == 4)
         return has_sign ? sum<int32_t>(values, n, first) : sum<uint32_t>(values, n, first);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from ctypes import c_int64
 from glob import escape
 from math import prod
 from pathlib import Path
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
 LIBVER = ("v110", "v110")  # metadata with checksums, readable by every HDF5 since 1.10
+_STEP = 8 << 20  # bytes after which the system begins to write to the disk
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _NAME = 200  # bytes of the target's name used in a temporary file's; most systems allow 255
 
 
@@ -276,12 +280,17 @@ def write_error(path: Path, error: OSError) -> OutputError:
 
 
 class _Sink:
-    """The file object given to HDF5: writes never fail; `error` keeps the file's first failure."""
+    """The file object given to HDF5: writes never fail; `error` keeps the file's first failure.
+
+    The system begins to write to the disk every few megabytes, and `sync` waits for the rest.
+    """
 
     def __init__(self, path: Path) -> None:
         self.error: OSError | None = None
         self._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         self._position = 0
+        self._begun = 0  # bytes from the file's start for which writing to the disk has begun
+        self._begin_writing = getattr(ctypes.CDLL(None), "sync_file_range", None)  # of Linux
         self._kept: list[tuple[int, bytes]] = []
 
     @uninterruptible
@@ -327,6 +336,10 @@ class _Sink:
         if self.error is not None:
             self._kept.append((self._position, bytes(view)))
         self._position += len(view)
+        if self._position - self._begun >= _STEP and self._begin_writing is not None:
+            first, number = c_int64(self._begun), c_int64(self._position - self._begun)
+            self._begin_writing(self._descriptor, first, number, _SYNC_FILE_RANGE_WRITE)
+            self._begun = self._position
         return len(view)
 
     @uninterruptible
