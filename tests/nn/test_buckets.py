@@ -100,6 +100,26 @@ def test_gradients_of_a_gpu_are_sent_once_they_have_landed(comm, graph, delays):
         assert (copier.waits == 0) == (delays[0] == 1)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_parameters_may_be_frozen_and_learned_again_between_steps(comm, graph, on_gpu):
+    model, other = Deep(graph), Deep(graph)
+    sums = GradientSums(list(model.parameters()), comm)
+    sums = sluggish(model, comm, 1)[0] if on_gpu else sums
+    for name in ("layers.1.weight", "fixed", "precise", "layers.1.weight"):
+        for one in (model, other):
+            one.zero_grad()
+            changed = one.get_parameter(name)
+            changed.requires_grad_(not changed.requires_grad)
+        with sums.overlapping():
+            model(graph, comm.rank).backward()
+        assert sums.finish()
+        other(graph, comm.rank).backward()
+        assert add_up(list(other.parameters()), comm)
+        for one, same in zip(model.parameters(), other.parameters(), strict=True):
+            assert (one.grad is None) == (same.grad is None) == (not one.requires_grad)
+            assert one.grad is None or torch.equal(one.grad, same.grad)
+
+
 @pytest.mark.parametrize("name", ["layers.1.weight", "rows.weight"])
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_a_non_finite_gradient_on_one_rank_is_seen_by_all(comm, graph, name, on_gpu):

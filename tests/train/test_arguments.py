@@ -24,6 +24,15 @@ class Returning(Alone):
         return self.change(super().forward(graph))
 
 
+class Growing(Alone):
+    """A model that makes a layer in its first pass."""
+
+    def forward(self, graph):
+        if not hasattr(self, "late"):
+            self.late = torch.nn.Linear(1, 1)
+        return self.late(super().forward(graph))
+
+
 class Task(Values):
     """A task with other targets of a split, or other metrics."""
 
@@ -55,6 +64,7 @@ def test_wrong_arguments_of_trainer_are_refused_in_one_line(comm, shared_path):
                 {"model": Returning(torch.Tensor.detach)},
                 "does not depend on the model's parameters",
             ),
+            ({"model": Growing()}, "made late.weight, late.bias in its first pass"),
             ({"model": Alone}, "model must be a torch.nn.Module .found 'the class Alone'"),
             ({"losses": 3}, r"losses must be a function of \(trainer, epoch\)"),
             ({"losses": lambda trainer, epoch: []}, "yielded no loss"),

@@ -37,6 +37,8 @@ class _Message:
 class GradientSums:
     """The sums over the ranks of the gradients of replicated parameters, as `gradients.add_up`.
 
+    They are those of the parameters that require a gradient when a step begins.
+
     Within `overlapping` they begin during the backward pass. Parameters are then cut into buckets
     in reverse order, in which backward mostly reaches them. A bucket is sent once the gradients of
     its parameters and of all buckets before it are complete: all ranks send in one order,
@@ -64,14 +66,14 @@ class GradientSums:
         self._parameters, self._comm = parameters, comm
         device = parameters[0].device if parameters else torch.device("cpu")
         self._on_device = choose_device_sums(comm, device, library)
-        learned = [p for p in parameters if p.requires_grad]
-        self._sharded = [p for p in learned if is_sharded(p)]
-        self._buckets = _cut([p for p in reversed(learned) if not is_sharded(p)])
-        self._place = {id(p): i for i, bucket in enumerate(self._buckets) for p in bucket}
         self._overlaps = comm.size > 1 and self._on_device is None
-        self._overlaps = self._overlaps and all(p.device == device for p in learned)
+        self._overlaps = self._overlaps and all(p.device == device for p in parameters)
         on_gpu = self._overlaps and device.type == "cuda"
         self._copier = CudaCopier(device) if on_gpu and copier is None else copier
+        self._learns: list[bool] = []  # of each parameter
+        self._sharded: list[Tensor] = []
+        self._buckets: list[list[Tensor]] = []
+        self._place: dict[int, int] = {}
         self._wires: list[Tensor] = []
         self._messages: list[_Message] = []
         self._begun = 0  # of these
@@ -87,6 +89,7 @@ class GradientSums:
         if not self._overlaps:
             yield
             return
+        self._arrange()
         self._missing, self._next = [len(bucket) for bucket in self._buckets], 0
         self._messages, self._begun = [], 0
         if self._copier is not None and not self._wires:
@@ -104,6 +107,17 @@ class GradientSums:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _arrange(self) -> None:
+        """Cut the parameters into buckets, if others than before require a gradient."""
+        learns = [p.requires_grad for p in self._parameters]
+        if learns == self._learns:
+            return
+        self._learns, self._wires = learns, []
+        learned = [p for p in self._parameters if p.requires_grad]
+        self._sharded = [p for p in learned if is_sharded(p)]
+        self._buckets = _cut([p for p in reversed(learned) if not is_sharded(p)])
+        self._place = {id(p): i for i, bucket in enumerate(self._buckets) for p in bucket}
 
     def _reached(self, parameter: Tensor) -> None:
         self._missing[self._place[id(parameter)]] -= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -189,6 +189,20 @@ class Learned:
         for module, number in zip(drawn, first, strict=True):
             module.layer = number
         return first != numbers
+
+    def check_complete(self, known: Iterable[Tensor]) -> None:
+        """Check, after the first pass, that the model has made no parameters besides `known`.
+
+        Raises:
+            InputError: it has; they differ between ranks, and no optimizer has them.
+        """
+        there = {id(parameter) for parameter in known}
+        late = [name for name, parameter in self.named_parameters() if id(parameter) not in there]
+        if late:
+            raise InputError(
+                f"the model made {some(late)} in its first pass, so nothing would train it: make "
+                "all parameters before the Trainer is made, such as in __init__"
+            )
 
     def note_unused(self, comm: Communicator) -> None:
         """Print, after the first backward pass, parameters it reached on no rank; collective."""

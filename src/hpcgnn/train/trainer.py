@@ -333,6 +333,7 @@ class Trainer:
                     total = passes.one()
         with watch.phase("backward"):
             if first and not isinstance(self.model, Model):
+                self.learned.check_complete(self.parameters)
                 self.learned.note_unused(self.comm)
             with watch.phase("reduce"):
                 self._sum_gradients(epoch)
