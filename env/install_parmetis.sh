@@ -57,6 +57,9 @@ printf '[mpi]\nmpicc = %s\n' "$mpicc" >"$cfg"
 lib=$(dirname "$mpicc")/../lib
 [ ! -d "$lib" ] || export LDFLAGS="-L$lib ${LDFLAGS:-}"
 
+# setuptools takes these in place of Python's own, which ask for debugging information.
+export CFLAGS="${CFLAGS:-$("$python" -P -c 'import sysconfig; print(sysconfig.get_config_var("CFLAGS"))') -g0}"
+
 "$python" -P -m pip install --quiet --disable-pip-version-check cython setuptools wheel
 # --no-cache-dir: otherwise pip would reuse a build for another environment's MPI.
 PATH=$bin:$PATH "$python" -P -m pip install --disable-pip-version-check --no-cache-dir \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcgnn.bench import machine
+from hpcgnn.bench import calibration, machine, steps
 from hpcgnn.cli import bench, bench_machine
 from hpcgnn.errors import InputError, OutputError, printable
 from hpcgnn.train.plan.machine import KERNELS, read_machine
@@ -25,6 +25,9 @@ def test_a_measured_machine_file_is_read_back(comm, shared_path, monkeypatch):
         ("_GRAPHS", ((70, 300), (40, 500))),
     ):
         monkeypatch.setattr(machine, name, value)
+    for name, value in (("_LEAST", 40), ("_EPOCHS", 2)):
+        monkeypatch.setattr(calibration, name, value)
+    monkeypatch.setattr(steps, "_EPOCHS", 2)
     out = shared_path / "here.toml"
     name = 'a "test" \\ of Köln\n\udcff\U0001f600'  # a name given as an option may be anything
     call(comm, bench, "machine", "-o", out, "--name", name, "--device", "cpu")
