@@ -119,6 +119,19 @@ def test_products_overlap_with_messages_and_give_the_same_bits(comm, monkeypatch
     monkeypatch.setattr(gat, "first_sent", lambda edges: 0)
     assert all(map(torch.equal, found(), meanwhile))
 
+    done, before = [], gat.AfterEdges.before
+
+    def noted(after, end, progress):
+        before(after, end, progress)
+        done.append(after.done)
+
+    monkeypatch.setattr(gat.AfterEdges, "before", noted)
+    assert all(map(torch.equal, found(), meanwhile))
+    early = comm.size > 1 and mode == "sar"
+    assert done == [(len(x) - 2) // 1024 * 1024] * 2 * early
+    monkeypatch.setattr(gat.AfterEdges, "before", lambda *_: None)
+    assert all(map(torch.equal, found(), meanwhile))
+
 
 def test_inference_keeps_no_arrays(comm):
     graph = distribute(random_graph(9, 24, width=6), comm)

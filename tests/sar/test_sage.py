@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from hpcgnn import nn
-from hpcgnn.sar import products, sage
+from hpcgnn.comm.transport.delayed import DelayedTransport, Link
+from hpcgnn.comm.transport.host import HostTransport
+from hpcgnn.sar import aggregation, products, sage
 from hpcgnn.sar.aggregation import Beside
 from hpcgnn.sar.stream import first_sent
-from tests.graphs import Whole, collect, distribute, local
+from hpcgnn.sar.vertex_cover import sum_plan
+from tests.graphs import Whole, collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
 NODES, WIDTH = 9000, 6
@@ -55,37 +58,56 @@ def test_products_overlap_with_messages(comm, monkeypatch, mode):
         torch.testing.assert_close(total, weight.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_rows_without_remote_neighbours_are_finished_during_the_exchange(comm, monkeypatch):
-    """The result has the same bits as if they were computed with all others."""
+def test_products_that_need_no_message_are_computed_while_messages_travel(comm, monkeypatch):
+    """Rows without remote neighbours are finished; the others have the same bits as if later."""
     monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
-    whole, found, early = ring_of_nodes(), [], []
+    whole, found, early, ahead = ring_of_nodes(), [], [], []
     owners = (np.arange(NODES) * comm.size // NODES).astype(int)
 
-    def without(before, meanwhile, after):
-        return Beside(before, meanwhile)
+    def waiting(after, spare, **others):
+        return Beside(after=after, **others)
 
-    def noted(before, meanwhile, after):
+    def working(after, spare, **others):
         def told(sums, row, progress):
             after(sums, row, progress)
             early.append(after.done)
 
-        return Beside(before, meanwhile, told)
+        def counted():
+            ahead.append(spare())
+            return ahead[-1]
 
-    for beside in (without, noted):
-        monkeypatch.setattr(
-            sage,
-            "Beside",
-            lambda before=None, meanwhile=None, after=None, beside=beside: beside(
-                before, meanwhile, after
-            ),
-        )
+        return Beside(after=told, spare=counted, **others)
+
+    for beside in (waiting, working):
+        monkeypatch.setattr(sage, "Beside", beside)
         graph = distribute(whole, comm, owners, halo_buffer=1 << 13)
+        graph.ring.transport = DelayedTransport(HostTransport(), Link(10**9, 0.05))
         torch.manual_seed(0)
-        layer = nn.SAGEConv(WIDTH, 4)
+        first, second = nn.SAGEConv(WIDTH, 4), nn.SAGEConv(4, 4)
         x = graph.features.clone().requires_grad_()
-        y = layer(graph, x)
+        y = second(graph, torch.relu(first(graph, x)))
         y.sin().sum().backward()
-        found.append([y.detach(), x.grad, layer.lin_l.weight.grad, layer.lin_r.weight.grad])
+        weights = [lin.weight.grad for conv in (first, second) for lin in (conv.lin_l, conv.lin_r)]
+        found.append([y.detach(), x.grad, *weights])
     assert all(map(torch.equal, *found))
-    assert len(early) == (2 if comm.size > 1 else 0)
-    assert all(rows >= 1024 for rows in early)
+    if comm.size > 1:
+        last = len(x) // 1024 * 1024
+        assert early[0] == last and early[-1] == len(x)
+        assert len(x) % 1024 > 2 and ahead.count(True) == 3  # not backward of 6 columns into 4
+
+
+def test_rows_are_complete_after_the_last_message_that_adds_to_them(comm):
+    graph = distribute(random_graph(300, 900), comm)
+    plan, most = sum_plan(graph, graph.in_edges, weighted=False), 7
+    _, arrivals = plan.cut(most)
+    rows = [
+        (torch.arange(block.num_rows) if block.rows is None else block.rows)[
+            block.end > block.begin
+        ]
+        for block in arrivals
+    ]
+    ends = plan.derived(aggregation._Complete(most))
+    assert ends == [
+        min((int(part.min()) for part in rows[number:]), default=graph.num_local_nodes)
+        for number in range(len(rows) + 1)
+    ]

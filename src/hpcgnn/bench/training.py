@@ -125,7 +125,8 @@ def read_run(run: Path, output: str) -> Training:
         losses=[record["loss"] for record in records],
         peak_bytes=total,
         rank_bytes=total if peaks[3] is None else float(peaks[3]) * _UNITS[peaks[4]],
-        sent_bytes=records[-1]["bytes_sent"]["mean"] * _ranks(run),
+        # Without those of an evaluation, where some epochs have none.
+        sent_bytes=min(record["bytes_sent"]["mean"] for record in records) * _ranks(run),
         scores=[record.get("valid") for record in records],
         parts=_parts(records),
         release=f"hpcgnn {__version__}",

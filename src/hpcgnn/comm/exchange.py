@@ -21,7 +21,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from hpcgnn.comm.arrivals import NAP, Arrival
+from hpcgnn.comm.arrivals import Arrival
 from hpcgnn.comm.channel import Channel, Incoming, InFlight, Outgoing
 from hpcgnn.comm.liveness.wait import out_of_step
 from hpcgnn.comm.ring import Ring
@@ -39,6 +39,7 @@ class Exchange:
     Args:
         hold_sends: pack no message before `release`.
         hold_replies: accept no reply before `release`.
+        in_flight: bytes to have in flight in each direction, as far as short messages allow.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Exchange:
         at_once: bool = False,
         hold_sends: bool = False,
         hold_replies: bool = False,
+        in_flight: int = 0,
     ) -> None:
         self.ring = ring
+        self.in_flight = in_flight
         self.where = where
         self.outgoing, self.incoming = outgoing, incoming
         self.width, self.reply_width = width, reply_width
@@ -65,7 +68,7 @@ class Exchange:
         self.at_once = at_once
         ring.begun += 1
         self.place = crc32(f"{ring.begun} {where} {width} {reply_width} {dtype}".encode())
-        self._given_up = False
+        self._given_up = self._finished = False
         self._posting = False
         self._hold_sends = hold_sends
         self._hold_replies = hold_replies
@@ -88,7 +91,7 @@ class Exchange:
         rows_out = max((m.num_rows for m in outgoing), default=0)
         size = self.width * self.dtype.itemsize
         reply_size = self.reply_width * self.dtype.itemsize
-        depth = ring.depth(max(rows_in, rows_out) * (size + reply_size))
+        depth = ring.depth(max(rows_in, rows_out) * (size + reply_size), self.in_flight)
         depth_in = len(incoming) if self.at_once else min(len(incoming), depth)
         depth_out = len(outgoing) if self.at_once else min(len(outgoing), depth)
         replies = depth if self.reply_width else 0
@@ -134,8 +137,15 @@ class Exchange:
         while self.awaits:
             self._let_go()
             yield self._arrive()
+        self.finish()
+
+    def finish(self) -> None:
+        """Complete the exchange once all messages were returned; a second call does nothing."""
+        if self._finished:
+            return
         self._let_go()
         self._finish()
+        self._finished = True
         self.ring.comm.unfinished.end()
 
     def if_come(self) -> Arrival | None:
@@ -149,6 +159,15 @@ class Exchange:
     def awaits(self) -> bool:
         """Whether some messages have not been returned yet."""
         return self._next_arrival < len(self.incoming)
+
+    @property
+    def packs(self) -> bool:
+        """Whether some messages have not been packed yet."""
+        return self._sends.next < len(self.outgoing)
+
+    def wait(self) -> None:
+        """Sleep until something in flight makes progress; after `if_come` has returned None."""
+        self._wait_any(*list(self._receives.flight)[:1])
 
     def _arrive(self) -> Arrival:
         slot = self._wait_for_receive()
@@ -358,7 +377,7 @@ class Exchange:
         start = time.perf_counter()
         with span(f"ring wait: {self.where}"):
             if self._copies_pending():
-                time.sleep(NAP)
+                time.sleep(self.ring.transport.nap)
             else:
                 requests = [message.request for message in heads]
                 with self.ring.comm.unfinished.waiting(self.where, self):

@@ -20,8 +20,11 @@ from hpcgnn.settings import LEAST_BUFFER
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
-_MOST_MESSAGES = 16  # posted ahead at most, if they are short
+MOST_MESSAGES = 16  # posted ahead at most, if they are short
 MESSAGE_BYTES = 1 << 24  # of a message at most: longer ones are no faster
+# Of the messages of sums on a CPU, and of those in flight. Nothing hides the making of the first
+# message, nor the work that follows the last; a sum costs no more in short messages.
+SHORT_BYTES, IN_FLIGHT = 1 << 22, 1 << 24
 
 
 class Ring:
@@ -70,13 +73,19 @@ class Ring:
         return int(self.sent_to_P.sum())
 
     def rows_per_message(
-        self, width: int, dtype: torch.dtype, reply_width: int = 0, *, at_once: bool = False
+        self,
+        width: int,
+        dtype: torch.dtype,
+        reply_width: int = 0,
+        *,
+        at_once: bool = False,
+        longest: int = MESSAGE_BYTES,
     ) -> int:
         """Return the largest number of rows per message that keeps all slots within `halo_buffer`.
 
         It is rounded down to four significant binary digits, so that few different schedules exist.
-        A message has at most 16 MiB, beyond which it is no faster, but at least one row. `at_once`:
-        as many rows as MPI can send in one message.
+        A message has at most `longest` bytes, but at least one row. `at_once`: as many rows as MPI
+        can send in one message.
 
         Raises:
             InputError: `halo_buffer` is too small for messages of one row between several ranks.
@@ -85,7 +94,7 @@ class Ring:
         if at_once:
             return LARGEST_MESSAGE // one
         row_bytes = 2 * self.prefetch * one
-        rows = min(self.halo_buffer // row_bytes, max(MESSAGE_BYTES // one, 1))
+        rows = min(self.halo_buffer // row_bytes, max(longest // one, 1))
         if rows < 1:
             if self.comm.size > 1:  # a single rank sends nothing
                 raise too_small(self.halo_buffer, width + reply_width, row_bytes)
@@ -93,16 +102,16 @@ class Ring:
         spare = max(rows.bit_length() - 4, 0)
         return rows >> spare << spare
 
-    def depth(self, num_bytes: int) -> int:
+    def depth(self, num_bytes: int, in_flight: int = 0) -> int:
         """Return how many messages of `num_bytes` bytes are posted ahead in each direction.
 
-        That is `prefetch`, or for short messages as many as reach the transport's `in_flight`
-        bytes.
+        That is `prefetch`, or for short messages as many as reach `in_flight` bytes, at least those
+        of the transport.
         """
         if num_bytes == 0:
             return self.prefetch
-        in_flight = min(self.transport.in_flight, self.halo_buffer // 2)
-        return max(self.prefetch, min(in_flight // num_bytes, _MOST_MESSAGES))
+        in_flight = min(max(self.transport.in_flight, in_flight), self.halo_buffer // 2)
+        return max(self.prefetch, min(in_flight // num_bytes, MOST_MESSAGES))
 
     def slots(self, needs: Needs) -> dict[str, list[Slot]]:
         """Return the slots of each name (number, least bytes) in `needs`, reused if possible.

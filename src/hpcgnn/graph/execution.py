@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,7 @@ class Execution:
         wide: the same for the layer before the newest, see `make_way`.
         together: number of hidden layers of a built-in model that are recomputed together in
             backward; 0: none, see `sar.recompute`.
+        handed: rows that the newest layer left to the next one to make, see `sar.handed`.
         forgets: whether tensors saved for backward now are discarded and computed again, so that
             saving fewer of them would gain nothing.
         kept: the context that keeps tensors in bfloat16, during a pass that does so.
@@ -49,6 +51,7 @@ class Execution:
     together: int = 0
     newest: Tensor | None = field(default=None, init=False, repr=False)
     wide: Tensor | None = field(default=None, init=False, repr=False)
+    handed: Any = field(default=None, init=False, repr=False)
     forgets: bool = field(default=False, init=False, repr=False)
     kept: Kept | None = field(default=None, init=False, repr=False)
     arrays: Arrays = field(default_factory=Arrays, init=False, repr=False)

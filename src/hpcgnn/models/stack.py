@@ -190,6 +190,15 @@ class Stack(torch.nn.Module):
             return not conv.normalize
         return isinstance(conv, GATConv) and conv.concat and conv.res is None
 
+    def _hands(self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int) -> bool:
+        """Return whether a convolution leaves rows to the next one, which alone reads them."""
+        if layer + 1 >= len(self.dropouts) or not self._rectifies(layer, on_gpu=False):
+            return False
+        if self.jumping != "none" or graph.execution.together:
+            return False
+        conv, after = self.convs[layer], self.convs[layer + 1]
+        return isinstance(conv, SAGEConv) and conv.hands_to(after, graph, x_NF)
+
     def _convolve(
         self,
         graph: PartitionedGraph,
@@ -201,7 +210,9 @@ class Stack(torch.nn.Module):
         """Apply one convolution, which with `dropout` applies ReLU and dropout itself."""
         step = flow[layer] if flow else None
         graph, x_NF = enter(step, graph, x_NF)
-        then = {} if dropout is None else {"then": dropout.rectifier(graph)}
+        then: dict[str, Any] = {} if dropout is None else {"then": dropout.rectifier(graph)}
+        if step is None and self._hands(graph, x_NF, layer):
+            then["hands"] = True
         y_NF: Tensor = self.convs[layer](graph, x_NF, **then)
         if self.residual:
             y_NF = y_NF + self.residuals[layer](x_NF)

@@ -77,13 +77,19 @@ class SAGEConv(torch.nn.Module):
                 lin.reset_parameters()
 
     def forward(
-        self, graph: PartitionedGraph, x: NodeFeatures, then: ReluDropout | None = None
+        self,
+        graph: PartitionedGraph,
+        x: NodeFeatures,
+        then: ReluDropout | None = None,
+        *,
+        hands: bool = False,
     ) -> Tensor:
         """Map `[n, F]` to `[n, G]`.
 
         Args:
             then: `Dropout.rectifier` of a ReLU and dropout that follow the layer: applied here,
                 they save passes over memory. Without `normalize` only.
+            hands: leave rows to the layer that reads the result next, if `hands_to` it.
         """
         if then is not None and self.normalize:
             raise InputError("SAGEConv: `then` needs normalize=False")
@@ -96,7 +102,7 @@ class SAGEConv(torch.nn.Module):
             like=self.lin_l.weight,
         )
         if isinstance(x, Tensor) and self._is_fused(graph, x):
-            y_NF = self._fused(graph, x, then)
+            y_NF = self._fused(graph, x, then, hands)
             return functional.normalize(y_NF, dim=-1) if self.normalize else y_NF
         sources_NF = x if self.lin is None else torch.relu(self.lin(x))
         y_NF, bias_G = self._neighbours(graph, sources_NF, then)
@@ -124,11 +130,29 @@ class SAGEConv(torch.nn.Module):
         narrows = narrows_first(graph, self.in_channels, self.out_channels)
         return narrows or is_constant(graph, x_NF)
 
-    def _fused(self, graph: PartitionedGraph, x_NF: Tensor, then: ReluDropout | None) -> Tensor:
+    def hands_to(self, after: torch.nn.Module, graph: PartitionedGraph, x: NodeFeatures) -> bool:
+        """Return whether `after` can make rows of this layer's output between its messages.
+
+        Nothing else may read the output before: that neither layer has hooks is tested here.
+        """
+        if not (type(self) is type(after) is SAGEConv and isinstance(x, Tensor)):
+            return False
+        if self.normalize or graph.in_edges.num_parts == 1 or graph.execution.forgets:
+            return False
+        if any(map(_has_hooks, (self, after))) or torch.nn.modules.module._has_any_global_hook():
+            return False
+        narrows = narrows_first(graph, after.in_channels, after.out_channels)
+        fused = self._is_fused(graph, x) and after._is_fused(graph, x)
+        return fused and narrows and is_constant(graph, x)
+
+    def _fused(
+        self, graph: PartitionedGraph, x_NF: Tensor, then: ReluDropout | None, hands: bool
+    ) -> Tensor:
         divisor_N1 = _divisors(graph, x_NF) if self.aggr == "mean" else None
         sum_NF = self._first_sum(graph) if is_constant(graph, x_NF) else None
         weights = self.lin_l.weight, self.lin_r.weight  # type: ignore[union-attr]
-        return sage(graph, x_NF, *weights, self.lin_l.bias, divisor_N1, sum_NF=sum_NF, then=then)
+        given = (*weights, self.lin_l.bias, divisor_N1)
+        return sage(graph, x_NF, *given, sum_NF=sum_NF, then=then, hands=hands)
 
     def _first_sum(self, graph: PartitionedGraph) -> Tensor:
         kind = _FirstSAGE(self.aggr)
@@ -170,6 +194,11 @@ class SAGEConv(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, aggr={self.aggr}"
+
+
+def _has_hooks(module: torch.nn.Module) -> bool:
+    forward = module._forward_hooks, module._forward_pre_hooks
+    return any((*forward, module._backward_hooks, module._backward_pre_hooks))
 
 
 def neighbours(graph: PartitionedGraph, x: Tensor, aggr: str) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from hpcgnn import kernels
 from hpcgnn.comm.channel import Outgoing
 from hpcgnn.comm.exchange import Exchange
+from hpcgnn.comm.ring import IN_FLIGHT, MESSAGE_BYTES, SHORT_BYTES
 from hpcgnn.errors import InputError
 from hpcgnn.graph.features import HostRows, NodeFeatures
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
@@ -233,23 +234,38 @@ class Beside:
             can compute those rows first.
         meanwhile: called once messages are in flight, before the sums over local edges; it can
             compute rows that are not sent to any rank.
-        after: called with the sums once they include the local edges, and the first row that any
-            message adds to. It isn't called if no message is expected.
+        after: called with the sums, and the row before which they are complete: once they include
+            the local edges, if a message is awaited, after each message, and in the end with all
+            rows, while messages to other ranks may still be in flight.
+        spare: called while a message is awaited, once the features are not read any more; does a
+            piece of work on rows that `after` was not called for, and returns whether there was
+            any.
     """
 
     before: Callable[[int], None] | None = None
     meanwhile: Callable[[Progress], None] | None = None
     after: Callable[[Tensor, int, Progress], None] | None = None
+    spare: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True)
-class _FirstReached:
-    """The first row that any message adds to."""
+class _Complete:
+    """The rows before which sums are complete: after the local edges, then after each message.
 
-    def build(self, plan: SumPlan) -> int:
-        blocks = [b for b in plan.receivers if b.peer != plan.rank and b.num_rows]
-        found = [0 if block.rows is None else int(block.rows.min()) for block in blocks]
-        return min(found, default=plan.receivers[plan.rank].num_rows)
+    Args:
+        most: rows of a message, at most.
+    """
+
+    most: int
+
+    def build(self, plan: SumPlan) -> list[int]:
+        _, arrivals = plan.cut(self.most)
+        ends = [plan.receivers[plan.rank].num_rows]
+        for block in reversed(arrivals):
+            reached = torch.nonzero(block.end > block.begin).flatten()
+            rows = reached if block.rows is None else block.rows[reached]
+            ends.append(min([ends[-1], *rows[:1].tolist()]))
+        return ends[::-1]
 
 
 def multiply(
@@ -281,25 +297,45 @@ def multiply(
     plan = sum_plan(graph, edges, weighted)
     if width == 0:
         return out_NF
-    senders, arrivals = plan.cut(graph.ring.rows_per_message(width, wire, at_once=at_once))
+    on_gpu = products.kernels_read_16_bit(x_NF.device)
+    longest, in_flight = (MESSAGE_BYTES, 0) if on_gpu else (SHORT_BYTES, IN_FLIGHT)
+    most = graph.ring.rows_per_message(width, wire, at_once=at_once, longest=longest)
+    senders, arrivals = plan.cut(most)
     before = beside.before and partial(made_before, graph.ring, beside.before)
     outgoing = [_outgoing(block, x_NF, scale_N, before) for block in senders]
     graph.execution.newest = None
     exchange = Exchange(
-        graph.ring, outgoing, arrivals.incoming(), width, wire, where=where, at_once=at_once
+        graph.ring,
+        outgoing,
+        arrivals.incoming(),
+        width,
+        wire,
+        where=where,
+        at_once=at_once,
+        in_flight=in_flight,
     )
     if beside.meanwhile is not None:
         beside.meanwhile(exchange.progress)
     local, payload = [plan.receivers[edges.rank]], Payload((x_NF,), wire, gathered=True)
-    sums = RowSums(out_NF)
-    for block, (x_MF,), arrival in drive(exchange, local, payload, arrivals, sums, by_row=True):
+    sums, then, spare = RowSums(out_NF), beside.after, beside.spare
+    for block, (x_MF,), arrival in drive(
+        exchange,
+        local,
+        payload,
+        arrivals,
+        sums,
+        by_row=True,
+        idle=spare and (lambda: not exchange.packs and spare()),
+        last=then and (lambda: then(out_NF, len(out_NF), exchange.progress)),
+    ):
         here, scale_M = arrival is None, scale_N if arrival is None else None  # arrivals are scaled
         own = after if here or after is None else kernels.RowScale(after.scale_N)  # loops are local
         for rows in work(block, edges.num_parts):
             kernels.spmm(block, x_MF, out_NF, rows=rows, adds=not here, scale_M=scale_M, after=own)
             exchange.progress()
-        if here and beside.after is not None and exchange.awaits:
-            beside.after(out_NF, plan.derived(_FirstReached()), exchange.progress)
+        if then is not None and exchange.awaits:
+            complete = plan.derived(_Complete(most))[0 if arrival is None else arrival.index + 1]
+            then(out_NF, sums.settled_before(complete), exchange.progress)
     return out_NF
 
 

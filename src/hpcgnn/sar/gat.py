@@ -24,7 +24,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.attention import AttentionSettings, normalised
 from hpcgnn.sar.autograd import first_order, is_own, last_saved, let_go
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.gat_gradients import Gradients
+from hpcgnn.sar.gat_gradients import AfterEdges, Gradients
 from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
 from hpcgnn.sar.products import ScoredProduct, product_type, refill, shell
 from hpcgnn.sar.rectifier import ReluDropout
@@ -158,12 +158,12 @@ class _Attention(torch.autograd.Function):
             )
             if heads.stop == len(saved.source_HC):
                 del saved.out_NK  # frees it before z takes as much memory
-            run = _over_edges(ctx, saved, heads, columns, g_NK, d_NH)
+            after = _over_edges(ctx, saved, found, heads, g_NK, d_NH)
             del g_NK
             if in_place and heads.stop == len(saved.source_HC):
                 let_go(grad_NK)
-            found.add(heads, run, ctx.product_dtype, overwrites_z=saved.z_is_ours)
-            del run
+            after.finish()
+            del after
         parameters = found.weight, found.source, found.target, found.edge, found.bias
         return (found.x, *parameters, *[None] * 5)
 
@@ -200,10 +200,11 @@ class _Saved:
 
 
 def _over_edges(
-    ctx: Any, saved: _Saved, heads: range, columns: slice, g_NK: Tensor, d_NH: Tensor
-) -> BackwardPass:
+    ctx: Any, saved: _Saved, found: Gradients, heads: range, g_NK: Tensor, d_NH: Tensor
+) -> AfterEdges:
     """Run the backward pass over all edges for these heads; computes z if it was not kept."""
     part, z_NK, again = slice(heads.start, heads.stop), saved.z_NK, None
+    columns = found.columns(heads)
     saved.z_NK = None
     if z_NK is None:
         arrays = ctx.graph.execution.arrays
@@ -224,11 +225,12 @@ def _over_edges(
         None if saved.edge_HD is None else saved.edge_HD[part],
     )
     del z_NK
+    after = AfterEdges(found, heads, run, ctx.product_dtype, overwrites_z=saved.z_is_ours)
     if ctx.keeps:
         run.at_destinations(saved.messages)
     else:
-        run.at_sources(None if again is None else again.write)
-    return run
+        run.at_sources(None if again is None else again.write, after.before)
+    return after
 
 
 def head_groups(graph: PartitionedGraph, heads: int, channels: int) -> list[range]:

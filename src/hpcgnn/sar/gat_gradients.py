@@ -20,10 +20,11 @@ from hpcgnn.sar.products import (
     weight_gradient,
 )
 from hpcgnn.sar.rectifier import ReluDropout
+from hpcgnn.sar.turns import Progress
 
 
 class Gradients:
-    """The gradients of a layer, accumulated over groups of heads.
+    """The gradients of a layer, accumulated over groups of heads by `AfterEdges`.
 
     Each slab of rows goes through all steps while it is in the cache.
     """
@@ -97,85 +98,125 @@ class Gradients:
             self.bias[self.columns(heads)] = sums_K.to(self.bias.dtype)
         return found_NK, torch.cat(parts)
 
-    def add(
+
+class AfterEdges:
+    """The gradients of a layer after its pass over the edges for some heads, slab by slab.
+
+    `before` takes slabs whose rows are complete while the pass still waits for messages, `finish`
+    all others. Each slab is processed once, and all are in order.
+
+    Args:
+        found: receives the gradients.
+        run: the pass; `finish` drops its g and z.
+        dtype: of products.
+        overwrites_z: the gradient of x may be written over z.
+    """
+
+    def __init__(
         self,
+        found: Gradients,
         heads: range,
         run: BackwardPass,
         dtype: torch.dtype | None,
         *,
         overwrites_z: bool = False,
     ) -> None:
-        """Add the gradients that a pass over the edges computed for these heads.
+        self.found, self.run, self.x, self.dtype = found, run, found.inputs, dtype
+        self.part, self.columns = slice(heads.start, heads.stop), found.columns(heads)
+        self.grad_z_NK, self.grad_scores_NH = run.grad_z_NK, run.grad_scores_NH
+        self.slabs, sums = row_slabs(self.grad_z_NK), self.grad_z_NK.dtype
+        self.several = len(self.slabs) > 1
+        self.vectors, self.weights = ProductSum(sums), ProductSum(dtype or sums)
+        vectors = [vector_HC[self.part] for vector_HC in found.vectors]
+        self.scores = RowProduct(head_matrix(*vectors).t())
+        self.wide = SlabScratch(sums, reused=self.several)
+        self.of_grad, self.of_x = (SlabScratch(dtype, reused=self.several) for _ in range(2))
+        self.into_x = RowProduct(found.weight_KF[self.columns], dtype)
+        self.first = found.x is None  # of the groups of heads
+        self.over_z = overwrites_z and isinstance(self.x, Tensor) and _fits(self.x, run.z_NK)
+        self.done = 0  # rows
+        self.owed: list[slice] = []  # slabs whose gradient of x has no memory yet
 
-        Args:
-            dtype: of products.
-            overwrites_z: the gradient of x may be written over z.
-        """
-        part, columns = slice(heads.start, heads.stop), self.columns(heads)
-        source_HC, target_HC = (vector_HC[part] for vector_HC in self.vectors)
-        grad_z_NK, grad_scores_NH, z_NK = run.finished()
-        if self.edge is not None and run.grad_edge_HD is not None:
-            self.edge[part] = run.grad_edge_HD
-        scores = RowProduct(head_matrix(source_HC, target_HC).t())
-        x, weight_KF = self.inputs, self.weight_KF[columns]
-        slabs, sums = row_slabs(grad_z_NK), grad_z_NK.dtype
-        vectors, weights = ProductSum(sums), ProductSum(dtype or sums)
-        first, several = self.x is None, len(slabs) > 1
-        wide = SlabScratch(grad_z_NK.dtype, reused=several)
-        of_grad, of_x = (SlabScratch(dtype, reused=several) for _ in range(2))
-        into_x = RowProduct(weight_KF, dtype)
+    def before(self, end: int, progress: Progress) -> None:
+        """Process the slabs before row `end`, without taking memory."""
+        if not self.several:
+            return
+        if self.over_z and self.first and self.found.with_x:
+            self._take_x(self.run.z_NK)
+        for rows in self.slabs:
+            if rows.stop > end:
+                return
+            self._vectors(rows, self.run.z_NK)
+            self._after_vectors(rows)
+            self.done = rows.stop
+            progress()
+
+    def finish(self) -> None:
+        """Process the remaining slabs, and write the gradients of the weights."""
+        found, run = self.found, self.run
+        _, _, z_NK = run.finished()
+        if found.edge is not None and run.grad_edge_HD is not None:
+            found.edge[self.part] = run.grad_edge_HD
         z: Tensor | None = z_NK
-        if several and self.with_x and first and isinstance(x, Tensor):
-            if not (overwrites_z and _fits(x, z_NK)):  # z is freed before the gradient is allocated
-                for rows in slabs:
-                    vectors.add(grad_scores_NH[rows], wide.rounded(z_NK[rows]))
+        rest = [rows for rows in self.slabs if rows.start >= self.done]
+        if self.several and found.with_x and found.x is None:
+            if not self.over_z:  # z is freed before the gradient is allocated
+                for rows in rest:
+                    self._vectors(rows, z_NK)
                 z = None
                 del z_NK
-            self.x = self._like_x(x, z)
-        for rows in slabs:
-            grad_SK = grad_z_NK[rows]
+            self._take_x(z)
+        for rows in self.owed:
+            self._add_x(rows, self.of_grad.rounded(self.grad_z_NK[rows]))
+        for rows in rest:
             if z is not None:
-                vectors.add(grad_scores_NH[rows], wide.rounded(z[rows]))
-            if not several:
+                self._vectors(rows, z)
+            if not self.several:
                 z = None
                 del z_NK  # likewise freed
-            scores.add(grad_scores_NH[rows], grad_SK)
-            if isinstance(x, Tensor):
-                grad_SK = of_grad.rounded(grad_SK)
-                weights.add(grad_SK, of_x.rounded(x[rows]))
-                if self.with_x:
-                    self._add_x(rows, x, grad_SK, into_x, first=first)
-        self.source[part], self.target[part] = _diagonal_blocks(vectors, source_HC)
-        if isinstance(x, Tensor):
-            self.weight[columns] = weights.result(grad_z_NK.dtype)
+            self._after_vectors(rows)
+        like_HC = found.vectors[0][self.part]
+        found.source[self.part], found.target[self.part] = _diagonal_blocks(self.vectors, like_HC)
+        if isinstance(self.x, Tensor):
+            found.weight[self.columns] = self.weights.result(self.grad_z_NK.dtype)
         else:
-            self.weight[columns] = weight_gradient(x, grad_z_NK, dtype)
+            found.weight[self.columns] = weight_gradient(self.x, self.grad_z_NK, self.dtype)
 
-    def _add_x(
-        self,
-        rows: slice,
-        x_NF: Tensor,
-        grad_SK: Tensor,
-        weights: RowProduct,
-        *,
-        first: bool,
-    ) -> None:
+    def _vectors(self, rows: slice, z_NK: Tensor) -> None:
+        self.vectors.add(self.grad_scores_NH[rows], self.wide.rounded(z_NK[rows]))
+
+    def _after_vectors(self, rows: slice) -> None:
+        """Complete the gradient of z, and add what follows from it."""
+        grad_SK = self.grad_z_NK[rows]
+        self.scores.add(self.grad_scores_NH[rows], grad_SK)
+        if isinstance(self.x, Tensor):
+            grad_SK = self.of_grad.rounded(grad_SK)
+            self.weights.add(grad_SK, self.of_x.rounded(self.x[rows]))
+            if self.found.with_x:
+                self._add_x(rows, grad_SK)
+
+    def _add_x(self, rows: slice, grad_SK: Tensor) -> None:
         """Add the contribution of these rows of the gradient of z to the gradient of x."""
-        if self.x is None:
-            self.x = x_NF.new_empty(x_NF.shape)
-        x_SF = self.x[rows]
-        if first:
-            weights.write(grad_SK, x_SF)
+        if self.found.x is None and self.several:
+            self.owed.append(rows)
+            return
+        if self.found.x is None:
+            self.found.x = self.x.new_empty(self.x.shape)  # type: ignore[union-attr]
+        if self.first:
+            self.into_x.write(grad_SK, self.found.x[rows])
         else:
-            weights.add(grad_SK, x_SF)
+            self.into_x.add(grad_SK, self.found.x[rows])
 
-    def _like_x(self, x_NF: Tensor, z_NK: Tensor | None) -> Tensor:
-        """Return an array for the gradient of x, written while z is read: over z, if given."""
+    def _take_x(self, z_NK: Tensor | None) -> None:
+        """Take memory for the gradient of x, written while z is read: over z, if given."""
+        if not isinstance(self.x, Tensor):
+            return
         if z_NK is None:
-            return self.arrays.like(x_NF)
+            self.found.x = self.found.arrays.like(self.x)
+            return
         # Not a view, which would hold z and count as another reference to it.
-        here = z_NK.storage_offset(), x_NF.shape, (x_NF.shape[1], 1)
-        return z_NK.new_empty(0).set_(z_NK.untyped_storage(), *here)
+        here = z_NK.storage_offset(), self.x.shape, (self.x.shape[1], 1)
+        self.found.x = z_NK.new_empty(0).set_(z_NK.untyped_storage(), *here)
 
 
 def _fits(x_NF: Tensor, z_NK: Tensor) -> bool:

@@ -22,7 +22,7 @@ from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.sar.attention import AttentionSettings, normalised
 from hpcgnn.sar.autograd import first_order
 from hpcgnn.sar.checks import check_rows
-from hpcgnn.sar.gat_gradients import Gradients
+from hpcgnn.sar.gat_gradients import AfterEdges, Gradients
 from hpcgnn.sar.gat_passes import BackwardPass, ForwardPass
 from hpcgnn.sar.products import (
     gathered,
@@ -129,7 +129,9 @@ class _AveragedAttention(torch.autograd.Function):
         g_NC = grads[0] / ctx.settings.heads
         with torch.autocast(ctx.graph.node_ids.device.type, enabled=False):
             for head in range(ctx.settings.heads):
-                found.add(range(head, head + 1), layer.backward(head, g_NC), ctx.product_dtype)
+                run = layer.backward(head, g_NC)
+                AfterEdges(found, range(head, head + 1), run, ctx.product_dtype).finish()
+                del run
         return (
             found.x,
             found.weight,

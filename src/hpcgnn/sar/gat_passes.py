@@ -23,7 +23,7 @@ from hpcgnn.sar.attention import (
 )
 from hpcgnn.sar.hubs import Returned, RowSums, SoftmaxSums, Totals
 from hpcgnn.sar.products import RowLayout, gathered
-from hpcgnn.sar.stream import Payload, return_gradients, stream, stream_and_return, work
+from hpcgnn.sar.stream import Payload, return_gradients, stream, stream_and_return, untouched, work
 from hpcgnn.sar.turns import InTurn, Progress
 
 _LINE = 64  # bytes of a cache line
@@ -188,8 +188,18 @@ class BackwardPass:
             self.grad_z_NK.zero_()
         return local[1:] if self._self_loops else local
 
-    def at_sources(self, meanwhile: Callable[[Progress], None] | None = None) -> None:
-        """Stream destination rows to the sources' owners; `meanwhile` computes z again."""
+    def at_sources(
+        self,
+        meanwhile: Callable[[Progress], None] | None = None,
+        after: Callable[[int, Progress], None] | None = None,
+    ) -> None:
+        """Stream destination rows to the sources' owners.
+
+        Args:
+            meanwhile: computes z again.
+            after: called on a CPU, if there are messages, once the local edges are added, with the
+                row before which all gradients are complete.
+        """
         graph, edges = self.graph, self.graph.out_edges
         exchange_halo_ids(graph, edges, self.settings)
 
@@ -198,6 +208,8 @@ class BackwardPass:
         here_NH = torch.zeros_like(self.grad_t_NH, dtype=torch.float64)
         scalars = (self.t_NH, self.lse_NH, self.d_NH)
         here = kernels.Destinations(self.g_NK, *scalars)
+        local, complete = self._local(), 0
+        left = len(local)
         for block, (g_MK, t_MH, lse_MH, d_MH), grad_t_MH, progress in stream_and_return(
             graph,
             edges,
@@ -205,7 +217,7 @@ class BackwardPass:
             here_NH,
             replied.accept,
             where="attention backward",
-            local=self._local(),
+            local=local,
             sums=RowSums(self.grad_z_NK, self.grad_s_NH),
             meanwhile=meanwhile,
             by_row=True,
@@ -219,8 +231,14 @@ class BackwardPass:
                 progress()
             self._first = False
             sums.add_up()
+            left -= 1
+            if left == 0 and after is not None and untouched(edges) > 0:
+                complete = untouched(edges)
+                self.grad_t_NH[:complete] += here_NH[:complete]
+                after(complete, progress)
         replied.end()
-        self.grad_t_NH += here_NH + replied.matrices[0]
+        rest = slice(complete, None)
+        self.grad_t_NH[rest] += here_NH[rest] + replied.matrices[0][rest]
 
     def _source_side(
         self,

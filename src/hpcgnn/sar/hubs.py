@@ -130,6 +130,10 @@ class RowSums:
         if self.rows is not None and self._count % SETTLED == 0:
             self._settle(self.rows)
 
+    def settled_before(self, row: int) -> int:
+        """Return `row`, or the first hub before it: until `end` the sums of hubs are incomplete."""
+        return row if self.rows is None else min(row, int(self.rows[0]))
+
     def end(self) -> None:
         """Write the sums back to the matrices."""
         if self.rows is not None:

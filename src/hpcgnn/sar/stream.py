@@ -171,6 +171,8 @@ def drive(
     sums: RowSums | None = None,
     *,
     by_row: bool = False,
+    idle: Callable[[], bool] | None = None,
+    last: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Block, Rows, Arrival | None]]:
     """Yield local blocks, then each arrival's block, with the rows that they read.
 
@@ -178,6 +180,9 @@ def drive(
         sums: what the blocks are added to, if hubs are to stay accurate over very many messages.
         by_row: only the order of edges within each row matters, so that a GPU may process messages
             before the local edges of rows that no message adds to.
+        idle: called while the next message has not come: does a piece of other work, and returns
+            whether there was any.
+        last: called after all blocks, while messages of this rank may still be in flight.
     """
     if sums is not None:
         sums.begin_messages(arrivals.given, arrivals.most)
@@ -198,10 +203,22 @@ def drive(
         yield block, payload.local, None
         for arrival in between.arrivals():
             yield from arrived(arrival)
-    for arrival in exchange:
+    for arrival in exchange if idle is None else _beside(exchange, idle):
         yield from arrived(arrival)
     if sums is not None:
         sums.end()
+    if last is not None:
+        last()
+    exchange.finish()
+
+
+def _beside(exchange: Exchange, idle: Callable[[], bool]) -> Iterator[Arrival]:
+    """Yield all messages; `idle` works while none has come."""
+    while exchange.awaits:
+        if arrival := exchange.if_come():
+            yield arrival
+        elif not idle():
+            exchange.wait()
 
 
 def stream(
@@ -254,6 +271,24 @@ class _FirstSent:
     def build(self, edges: EdgeBlocks) -> int:
         sent = [int(rows.min()) for rows in edges.send_rows if len(rows)]
         return min(sent, default=edges.blocks[edges.rank].num_columns)
+
+
+def untouched(edges: EdgeBlocks) -> int:
+    """Return the row before which none is sent, nor is in any block of remote rows.
+
+    On a GPU, which has more work queued than it waits for, and on one rank it is 0.
+    """
+    return edges.derived(_Untouched())
+
+
+@dataclass(frozen=True)
+class _Untouched:
+    def build(self, edges: EdgeBlocks) -> int:
+        if edges.num_parts == 1 or edges.blocks[edges.rank].device.type != "cpu":
+            return 0
+        remote = [block for block in edges.blocks if block.peer != edges.rank and block.num_rows]
+        reached = [0 if block.rows is None else int(block.rows[0]) for block in remote]
+        return min([first_sent(edges), *reached])
 
 
 def stream_and_return(

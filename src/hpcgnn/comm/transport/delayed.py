@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LINK = "HPCGNN_LINK"
 MOST_SECONDS = 10.0
+_NAP = 3e-4  # seconds: on shared cores, a rank that checks often slows those that compute
 _UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}  # per second
 _LATENCY = re.compile(r"([0-9.]+)(us|ms|s)")
 
@@ -84,6 +85,7 @@ class DelayedTransport:
         self._idle_from = 0.0  # when the last message will have left
         self.name = f"{inner.name}, delayed to {link}"
         self.in_flight, self.in_one_piece = inner.in_flight, inner.in_one_piece
+        self.nap = max(inner.nap, _NAP)
 
     @property
     def reserved(self) -> int:

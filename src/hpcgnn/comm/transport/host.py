@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from hpcgnn.comm.arrivals import NAP
+
 if TYPE_CHECKING:
     from hpcgnn.comm.communicator import Communicator
 
@@ -38,9 +40,11 @@ class Transport(Protocol):
             than that together.
         in_one_piece: whether slots to send from are cut from one piece of memory, so that they are
             all replaced together.
+        nap: seconds between two checks of what has no MPI request.
     """
 
     name: str
+    nap: float
     in_flight: int
     in_one_piece: bool
 
@@ -108,6 +112,7 @@ class Wired:
     """Base of transports whose messages are passed to MPI as they are."""
 
     in_one_piece = False
+    nap = NAP
     reserved = 0
     owes = False
 

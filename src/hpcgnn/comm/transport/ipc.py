@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from hpcgnn.comm.arrivals import NAP
 from hpcgnn.comm.transport.host import Slot, Transport
 from hpcgnn.comm.transport.shared import CudaMemory, Exports, Imports, RowsPlace
 from hpcgnn.comm.transport.staged import IN_FLIGHT, Copier
@@ -67,6 +68,7 @@ class IpcTransport:
 
     in_flight = IN_FLIGHT
     in_one_piece = True
+    nap = NAP
 
     def __init__(
         self,

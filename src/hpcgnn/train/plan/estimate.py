@@ -11,7 +11,8 @@ For n local nodes, F input features, H hidden width, C outputs, L layers, E loca
                   bf16 half of that, and one array in full
     backward      4 n (2.5 H + 2 C)     of the layer that needs most: `BACKWARD`, `FIRST`, `LAST`
     parameters    4 p (1 + 1 + 2)       weights, gradients, Adam's two moments; 2 more if P > 1
-    halo buffers  --halo-buffer, or 2 * prefetch of the longest messages, up to 16 MiB each
+    halo buffers  --halo-buffer, or 2 * prefetch of the longest messages, up to 16 MiB each; of
+                  sums on a CPU up to 4 MiB each, and as many as take 32 MiB, up to 32
     base          4 MB                  MPI and threads; `PEER` per other rank; `SPARSE`
 
 The peak is their sum, or what some models need per edge before the first epoch if that is more.
@@ -23,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
-from hpcgnn.comm.ring import MESSAGE_BYTES
+from hpcgnn.comm.ring import IN_FLIGHT, MESSAGE_BYTES, MOST_MESSAGES, SHORT_BYTES
 from hpcgnn.graph.features import SLAB_BYTES
 from hpcgnn.models.segments import segments
 from hpcgnn.settings import parse_size
@@ -475,6 +476,10 @@ def _buffers(shape: Shape, config: Config) -> int:
     one_way = model.kind in SUMS or (config.streaming.mode == "sar" and model.kind in SUMS_IN_SAR)
     whole = round(4 * (1 if one_way else 2) * longest * widest)
     halo_buffer, prefetch = parse_size(config.streaming.halo_buffer), config.streaming.prefetch
-    longest_message = max(1, min(MESSAGE_BYTES, halo_buffer // (2 * prefetch)))
-    messages = (shape.ranks - 1) * -(-whole // longest_message)
-    return 2 * min(prefetch, messages) * min(longest_message, whole)
+    short = model.kind in SUMS and config.device.kind != "cuda"
+    most = max(1, min(SHORT_BYTES if short else MESSAGE_BYTES, halo_buffer // (2 * prefetch)))
+    messages, length = (shape.ranks - 1) * -(-whole // most), min(most, whole)
+    if short and length:
+        ahead = min(IN_FLIGHT, halo_buffer // 2) // length
+        prefetch = max(prefetch, min(ahead, MOST_MESSAGES))
+    return 2 * min(prefetch, messages) * length
