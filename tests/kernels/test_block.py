@@ -6,10 +6,12 @@ import gc
 import weakref
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from torch import Tensor
 
-from hpcgnn.kernels import Block
+from hpcgnn.kernels import Block, transposed
+from hpcgnn.kernels.chunks import RowLists
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,29 @@ def test_derived_goes_with_its_block() -> None:
     del block
     gc.collect()
     assert degrees() is None
+
+
+def test_a_transpose_with_the_same_edges_takes_no_memory() -> None:
+    block = small_block()
+    turned = transposed(block, 2, with_features=False)
+    assert turned.begin.tolist() == [0, 1, 2] and turned.columns.tolist() == [0, 1, 0]
+    symmetric = replace(block, num_columns=2, columns=torch.tensor([0, 1, 0], dtype=torch.int32))
+    symmetric = replace(symmetric, features=torch.tensor([[1.0], [2.0], [3.0]]))
+    turned = transposed(symmetric, 2, with_features=True)
+    assert turned.features is not None and turned.features.flatten().tolist() == [1, 3, 2]
+    for name in ("begin", "end", "columns"):
+        assert getattr(turned, name).data_ptr() == getattr(symmetric, name).data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("step", "dtype"), [(255, torch.uint8), (256, torch.int16), (1 << 15, torch.int32)]
+)
+def test_lists_of_rows_take_as_few_bytes_as_their_steps_allow(
+    step: int, dtype: torch.dtype
+) -> None:
+    rows = torch.tensor([70000, 70000 + step, 3, 4], dtype=torch.int32)
+    lists = RowLists.of(rows, torch.tensor([0, 0, 2, 4, 4]))
+    assert lists.steps.dtype == dtype
+    found = [lists[number] for number in range(4)]
+    assert [part.tolist() for part in found] == [[], rows[:2].tolist(), [3, 4], []]
+    assert all(part.dtype == torch.int32 for part in found)

@@ -7,6 +7,7 @@ import torch
 
 from hpcgnn.comm.ring import Ring
 from hpcgnn.sar.aggregation import in_degrees, neighbour_max, neighbour_sum
+from hpcgnn.sar.vertex_cover import sum_plan
 from tests.graphs import collect, distribute, local, random_graph
 
 pytestmark = pytest.mark.mpi
@@ -83,3 +84,13 @@ def test_max_splits_the_gradient_among_ties(comm, num_nodes, num_edges, smallest
     (y * local(graph, weights)).sum().backward()
     torch.testing.assert_close(collect(graph, y), expected.detach())
     torch.testing.assert_close(collect(graph, x_local.grad), x.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_sent_one_by_one_are_listed_once(comm):
+    graph = distribute(random_graph(40, 200), comm)
+    graph.execution.fewest_rows = False
+    plan = sum_plan(graph, graph.in_edges, weighted=False)
+    for sender, rows in zip(plan.senders, graph.in_edges.send_rows, strict=True):
+        assert sender.columns.data_ptr() == rows.data_ptr()
+        assert sender.begin.tolist() == list(range(len(rows)))
+        assert sender.end.tolist() == list(range(1, len(rows) + 1))

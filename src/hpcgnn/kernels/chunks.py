@@ -53,14 +53,42 @@ def columns_between(block: Block, low: int, high: int) -> Block:
 
 
 @dataclass(frozen=True)
+class RowLists:
+    """Ascending lists of rows, as steps from one to the next in the narrowest type that fits.
+
+    Attributes:
+        first: the first row of each list; 0 in an empty one.
+        pointers: where the steps of each list begin, those of the first rows, 0, included.
+    """
+
+    first: list[int]
+    pointers: list[int]
+    steps: Tensor
+
+    @staticmethod
+    def of(rows: Tensor, pointers: Tensor) -> RowLists:
+        starts = pointers[:-1].clamp(max=max(len(rows) - 1, 0))
+        first = rows[starts] if len(rows) else torch.zeros_like(starts)
+        steps = rows.diff(prepend=rows[:1])
+        steps[starts[pointers[:-1] < pointers[1:]]] = 0
+        most = int(steps.max()) if len(steps) else 0
+        fits = [t for t in (torch.uint8, torch.int16) if most <= torch.iinfo(t).max]
+        return RowLists(first.tolist(), pointers.tolist(), steps.to(next(iter(fits), steps.dtype)))
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Return a list: int32."""
+        low, high = self.pointers[number : number + 2]
+        return self.steps[low:high].cumsum(0, dtype=torch.int32).add_(self.first[number])
+
+
+@dataclass(frozen=True)
 class RangeRows:
     """The rows of a block that have edges in each range of `most` columns, found in one pass."""
 
     most: int
 
-    def build(self, given: Block, /) -> tuple[Tensor, list[int]]:
-        rows, pointers = backend(given.device).range_rows(given, self.most)
-        return rows, pointers.tolist()
+    def build(self, given: Block, /) -> RowLists:
+        return RowLists.of(*backend(given.device).range_rows(given, self.most))
 
 
 @dataclass(frozen=True)
@@ -71,8 +99,7 @@ class ColumnRange:
     most: int
 
     def build(self, given: Block, /) -> Block:
-        rows, pointers = given.derived(RangeRows(self.most))
-        own = rows[pointers[self.number] : pointers[self.number + 1]]
+        own = given.derived(RangeRows(self.most))[self.number]
         low = self.number * self.most
         return _narrowed(given, low, min(low + self.most, given.num_columns), own)
 
@@ -81,7 +108,7 @@ def column_range(block: Block, number: int, most: int, *, keep: bool) -> Block:
     """Return `columns_between` for range `number` of a block cut into ranges of `most` columns.
 
     All ranges together take time linear in the block's edges. The rows of each range are kept with
-    the block, 4 bytes per row; the returned block is kept only on a GPU or if `keep`.
+    the block, mostly in a byte per row; the returned block is kept only on a GPU or if `keep`.
     """
     if most >= block.num_columns:
         return block
@@ -168,15 +195,15 @@ class Transposed:
     def build(self, given: Block, /) -> Block:
         begin, local_rows, order = backend(given.device).transpose(given)
         features = given.features if self.with_features else None
-        return Block(
-            peer=given.peer,
-            num_columns=self.num_rows,
-            rows=None,
-            begin=begin[:-1],
-            end=begin[1:],
-            columns=local_rows,
-            features=None if features is None else features[order],
-        )
+        features = None if features is None else features[order]
+        del order
+        block = Block(given.peer, self.num_rows, None, begin[:-1], begin[1:], local_rows)
+        if given.rows is None and all(
+            torch.equal(getattr(given, name), getattr(block, name))
+            for name in ("begin", "end", "columns")
+        ):  # as between the nodes of a part of an undirected graph
+            block = replace(block, begin=given.begin, end=given.end, columns=given.columns)
+        return replace(block, features=features)
 
 
 def transposed(block: Block, num_rows: int, *, with_features: bool) -> Block:

@@ -89,21 +89,22 @@ def _build(
             values.append(split.values)
     wanted = comm.alltoallv(requests, where="rows of sums")
     weights = comm.alltoallv(values, where="weights of sums") if weighted else None
-    senders = []
+    device, senders = graph.node_ids.device, []
+    most = max((len(rows) for rows in edges.send_rows), default=0)
+    places = torch.arange(most + 1, device=device)  # shared by all peers
     for peer, request in enumerate(wanted):
-        send_rows = edges.send_rows[peer].cpu()
+        send_rows = edges.send_rows[peer]
         if len(request) == 0:
-            indptr = np.arange(send_rows.shape[0] + 1)
-            positions, weight = np.arange(send_rows.shape[0]), None
-        else:
-            num_rows = int(request[0])
-            indptr, positions = request[1 : num_rows + 2], request[num_rows + 2 :]
-            weight = None if weights is None else weights[peer]
-        senders.append(
-            _block(peer, graph.num_local_nodes, None, indptr, send_rows.numpy()[positions], weight)
-        )
-    device = graph.node_ids.device
-    return SumPlan(edges.rank, [s.to(device) for s in senders], [r.to(device) for r in receivers])
+            begin, end = places[: len(send_rows)], places[1 : len(send_rows) + 1]
+            senders.append(Block(peer, graph.num_local_nodes, None, begin, end, send_rows))
+            continue
+        num_rows = int(request[0])
+        indptr, positions = request[1 : num_rows + 2], request[num_rows + 2 :]
+        weight = None if weights is None else weights[peer]
+        columns = send_rows.cpu().numpy()[positions]
+        made = _block(peer, graph.num_local_nodes, None, indptr, columns, weight)
+        senders.append(made.to(device))
+    return SumPlan(edges.rank, senders, [r.to(device) for r in receivers])
 
 
 @dataclass(frozen=True)
