@@ -32,9 +32,11 @@ from tests.standing_job import StandingJob
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Modules and tests are never freed: searching them for garbage takes a sixth of the start.
 gc.disable()
-# A shell ignores Ctrl-C for what it starts in the background, and tests send it.
+# A shell ignores Ctrl-C for what it starts in the background, nohup SIGHUP, and tests send both.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Fixtures that start processes, compile or read real graphs: `--quick` leaves out their tests.
 SLOW_FIXTURES = {"data", "emulated", "faulty", "loaded_python", "machine", "mpirun", "python"}

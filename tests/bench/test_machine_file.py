@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from hpcgnn.bench import machine, machine_file
-from hpcgnn.bench.machine_file import Measured
+from hpcgnn.bench.machine_file import MeasuredRates
 from hpcgnn.train.plan.machine import Curve, Gather
 
 
-def measured(width: int, seconds: dict[str, float]) -> Measured:
+def measured(width: int, seconds: dict[str, float]) -> MeasuredRates:
     """What takes these seconds per edge."""
     rates = {("sum", size, width): (width / second, 0.0) for size, second in seconds.items()}
-    return Measured(
+    return MeasuredRates(
         widths=(width,),
         rows_of=machine._ROWS_OF,
         degree=machine._DEGREE,

@@ -21,7 +21,7 @@ from torch import Tensor
 from hpcgnn import kernels
 from hpcgnn.bench import machine_file
 from hpcgnn.bench.calibration import Factors, calibrate
-from hpcgnn.bench.machine_file import Measured, Place, Rate
+from hpcgnn.bench.machine_file import MeasuredRates, Rate, Surroundings
 from hpcgnn.bench.peers import Case, power_law_edges
 from hpcgnn.bench.steps import seconds_of_step
 from hpcgnn.bench.timing import synchronise
@@ -62,12 +62,12 @@ def measure(comm: Communicator, name: str, device: torch.device) -> str:
     return machine_file.text(place, measured, *factors)
 
 
-def _place(comm: Communicator, hosts: list[str], name: str, device: torch.device) -> Place:
+def _place(comm: Communicator, hosts: list[str], name: str, device: torch.device) -> Surroundings:
     per_node = max(hosts.count(host) for host in hosts)
     full_speed = per_node if device.type == "cuda" else max(1, _cores() // torch.get_num_threads())
     memory = _memory(device) // (1 if device.type == "cuda" else per_node)
     source = f"measured by hpcgnn bench machine on {comm.size} ranks of {hosts[0]}, {now()}"
-    return Place(
+    return Surroundings(
         name=name,
         source=comm.broadcast(source, where="bench machine"),
         device=device,
@@ -77,7 +77,7 @@ def _place(comm: Communicator, hosts: list[str], name: str, device: torch.device
     )
 
 
-def _measure(comm: Communicator, hosts: list[str], device: torch.device) -> Measured:
+def _measure(comm: Communicator, hosts: list[str], device: torch.device) -> MeasuredRates:
     clock = _Clock(comm)
     rates: dict[Hashable, Rate] = {}
     links: list[list[float]] = []
@@ -90,7 +90,7 @@ def _measure(comm: Communicator, hosts: list[str], device: torch.device) -> Meas
         steps.append(_steps(comm, device))
     seconds = [min(found) for found in zip(*links, strict=True)]
     step = max(s[0] for s in steps), max(s[1] for s in steps)
-    return Measured(
+    return MeasuredRates(
         widths=_WIDTHS,
         rows_of=_ROWS_OF,
         degree=_DEGREE,

@@ -22,7 +22,7 @@ Rate = tuple[float, float]  # per second: on one rank alone, and on all at once
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRates:
     """What was measured: rates (of a rank alone, of all at once), and seconds of messages."""
 
     widths: tuple[int, ...]
@@ -36,7 +36,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Place:
+class Surroundings:
     """Where it was measured."""
 
     name: str
@@ -52,7 +52,7 @@ class Place:
         return max(1.0, self.per_node / self.full_speed)
 
 
-def text(place: Place, measured: Measured, alone: Factors, at_once: Factors) -> str:
+def text(place: Surroundings, measured: MeasuredRates, alone: Factors, at_once: Factors) -> str:
     """Return the machine file; rates are divided by what an epoch takes over them."""
     rates, widths, waits = measured.rates, measured.widths, place.waits
     rows, step = rates["rows"], measured.steps
@@ -98,7 +98,7 @@ def text(place: Place, measured: Measured, alone: Factors, at_once: Factors) -> 
     return "\n".join(lines) + "\n"
 
 
-def _gathers(measured: Measured, factor: float) -> list[str]:
+def _gathers(measured: MeasuredRates, factor: float) -> list[str]:
     """Return the tables of the kernels that gather; epochs take `factor` times their rates."""
     lines = []
     for kernel in KERNELS:
@@ -111,7 +111,7 @@ def _gathers(measured: Measured, factor: float) -> list[str]:
     return lines
 
 
-def _edges_and_row(measured: Measured, kernel: str, width: int) -> tuple[list[float], float]:
+def _edges_and_row(measured: MeasuredRates, kernel: str, width: int) -> tuple[list[float], float]:
     """Return numbers per second from rows of each of `SIZES`, and the seconds of a row.
 
     The time of an edge is that of its numbers plus the row's share. From few rows it was measured
