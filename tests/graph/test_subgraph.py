@@ -106,6 +106,14 @@ def test_layers_report_their_number_of_hops():
     assert hops_of(layer) == 3
 
 
+def test_edges_that_are_not_the_others_reversed_are_not_pruned(comm):
+    """As in a forged file; kernels would read rows that aren't there."""
+    graph = distribute(few_targets(330), comm)
+    graph = replace(graph, out_edges=graph.in_edges)
+    with pytest.raises(InputError, match="are not those into another: partition the graph again"):
+        message_flow(graph, graph.train_mask, [1, 1, 1, 1])
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_user_defined_layers_are_pruned_by_their_hops(comm, name):
     """The targets' rows are the same; layers that don't report hops run on the whole graph."""

@@ -173,11 +173,13 @@ def _restrict(
         columns = source_N if block.peer == rank else used[block.peer]
         kept = _kept_edges(block, target_N[rows_of(block)])
         in_blocks.append(filter_block(block, kept, place_N, columns, block.peer == rank))
-    for block in outward.blocks:
-        columns = source_N if block.peer == rank else theirs[block.peer]
-        reached = target_N if block.peer == rank else theirs[block.peer]
-        kept = reached[block.columns.long()]
-        out_blocks.append(filter_block(block, kept, place_N, columns, block.peer == rank))
+    with agreed(graph.comm, "prune"):
+        for block in outward.blocks:
+            columns = source_N if block.peer == rank else theirs[block.peer]
+            reached = target_N if block.peer == rank else theirs[block.peer]
+            kept = reached[block.columns.long()]
+            _check_reversed(block, kept, source_N)
+            out_blocks.append(filter_block(block, kept, place_N, columns, block.peer == rank))
     kept = torch.nonzero(source_N).flatten()
     return replace(
         _nodes(graph, kept),
@@ -186,6 +188,17 @@ def _restrict(
         whole=graph,
         whole_rows=kept,
     )
+
+
+def _check_reversed(block: Block, kept: Tensor, source_N: Tensor) -> None:
+    """Check that the kept edges to a rank begin at nodes from which it has edges."""
+    ends = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    unread = (ends[block.end] > ends[block.begin]) & ~source_N[rows_of(block)]
+    if bool(unread.any()):
+        raise InputError(
+            "prune: the edges from this part are not those into another: partition the graph again",
+            value=f"local row {int(rows_of(block)[unread][0])}, edges to part {block.peer}",
+        )
 
 
 def _senders(edges: EdgeBlocks, masks: list[Tensor], place_N: Tensor) -> list[Tensor]:
