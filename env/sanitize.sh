@@ -37,7 +37,8 @@ test_isa() {
     report=$(HPCGNN_ISA=$1 LD_PRELOAD=$asan python -m pytest -q -x -p no:cacheprovider \
         tests/kernels/test_{sanitizer,spmm,attention,heads,dense,dropout,long_rows}.py \
         tests/partition/layout/test_{clusters,cover}.py tests/storage/test_fingerprint.py \
-        -k "(sanitizer or clusters or cover or fingerprint or $cases) and not unbiased and not partition_of" 2>&1) || status=$?
+        tests/storage/importers/test_ends.py \
+        -k "(sanitizer or clusters or cover or fingerprint or test_ends or $cases) and not unbiased and not partition_of" 2>&1) || status=$?
     printf '== %s\n%s\n' "$1" "$report"
     return "$status"
 }
