@@ -77,7 +77,7 @@ def test_messages_between_slices_give_the_same_bits(comm, between, emulated, mon
     torch.manual_seed(0)
     layer = LAYERS[name]()
     for sliced in (False, True):
-        monkeypatch.setattr(interior, "_on_gpu", lambda blocks, sliced=sliced: sliced)
+        monkeypatch.setattr(interior, "on_gpu", lambda blocks, sliced=sliced: sliced)
         graph = distribute(whole, comm, halo_buffer=4096)
         graph.ring.transport = Busy(Sluggish((1, 3)))
         x = local(graph, whole.features).requires_grad_()
@@ -91,7 +91,7 @@ def test_messages_between_slices_give_the_same_bits(comm, between, emulated, mon
 
 
 def test_slices_hold_each_row_once_and_balance_edges(comm, between, monkeypatch):
-    monkeypatch.setattr(interior, "_on_gpu", lambda blocks: True)
+    monkeypatch.setattr(interior, "on_gpu", lambda blocks: True)
     graph = distribute(random_graph(900, 1500, symmetric=True), comm)
     edges = graph.in_edges
     own = edges.blocks[edges.rank]

@@ -36,7 +36,7 @@ def in_slices(
         blocks: all blocks, of which those of other ranks arrive in messages.
         row_bytes: bytes read per edge.
     """
-    if not _on_gpu(blocks):
+    if not on_gpu(blocks):
         return local, []
     *first, last = local
     count = min(split_of(last).num_edges * row_bytes // SLICE, MOST)
@@ -48,7 +48,8 @@ def in_slices(
     return [*first, near], far.derived(_Slices(1 << count.bit_length() - 1))
 
 
-def _on_gpu(blocks: CutBlocks) -> bool:
+def on_gpu(blocks: CutBlocks) -> bool:
+    """Return whether local work is cut into slices, between which messages are processed."""
     return blocks.blocks[blocks.rank].device.type == "cuda"
 
 

@@ -27,8 +27,8 @@ from hpcgnn.comm.channel import Incoming, Outgoing, ring_order
 from hpcgnn.comm.exchange import Exchange
 from hpcgnn.graph.partitioned import EdgeBlocks, PartitionedGraph
 from hpcgnn.kernels.block import Block
+from hpcgnn.sar import interior
 from hpcgnn.sar.hubs import CutBlocks, RowSums
-from hpcgnn.sar.interior import in_slices
 from hpcgnn.sar.products import RowLayout, gathered, readable
 from hpcgnn.sar.turns import Progress, made_before
 
@@ -188,7 +188,7 @@ def drive(
         sums.begin_messages(arrivals.given, arrivals.most)
     slices: list[Block] = []
     if by_row and exchange.awaits:
-        local, slices = in_slices(arrivals.given, local, payload.row_bytes)
+        local, slices = interior.in_slices(arrivals.given, local, payload.row_bytes)
     for block in local:
         yield block, payload.local, None
     exchange.release()
@@ -284,7 +284,7 @@ def untouched(edges: EdgeBlocks) -> int:
 @dataclass(frozen=True)
 class _Untouched:
     def build(self, edges: EdgeBlocks) -> int:
-        if edges.num_parts == 1 or edges.blocks[edges.rank].device.type != "cpu":
+        if edges.num_parts == 1 or interior.on_gpu(edges):
             return 0
         remote = [block for block in edges.blocks if block.peer != edges.rank and block.num_rows]
         reached = [0 if block.rows is None else int(block.rows[0]) for block in remote]
