@@ -106,6 +106,24 @@ def test_layers_report_their_number_of_hops():
     assert hops_of(layer) == 3
 
 
+@pytest.mark.parametrize("layers", [3, 4])
+def test_pruning_keeps_losses_where_a_layer_makes_rows_for_the_next(comm, shared_path, layers):
+    """GraphSAGE without norms: a pruned second layer picks rows of the first one's output."""
+    losses = []
+    for prune in (False, True):
+        graph = distribute(few_targets(), comm, halo_buffer=4096)
+        config = Config.of(
+            model="sage", layers=layers, hidden=5, dropout=0.3, epochs=2, prune=prune, eval_every=10
+        )
+        found: list[float] = []
+        note = [lambda _, record, found=found: found.append(record["loss"])]
+        configured_trainer(
+            graph, config, shared_path / str(prune), show="nothing", callbacks=note
+        ).run()
+        losses.append(found)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_edges_that_are_not_the_others_reversed_are_not_pruned(comm):
     """As in a forged file; kernels would read rows that aren't there."""
     graph = distribute(few_targets(330), comm)

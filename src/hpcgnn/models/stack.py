@@ -190,10 +190,14 @@ class Stack(torch.nn.Module):
             return not conv.normalize
         return isinstance(conv, GATConv) and conv.concat and conv.res is None
 
-    def _hands(self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int) -> bool:
+    def _hands(
+        self, graph: PartitionedGraph, x_NF: NodeFeatures, layer: int, flow: Flow | None
+    ) -> bool:
         """Return whether a convolution leaves rows to the next one, which alone reads them."""
         if layer + 1 >= len(self.dropouts) or not self._rectifies(layer, on_gpu=False):
             return False
+        if flow and (flow[layer], flow[layer + 1]) != (None, None):
+            return False  # a pruned layer takes rows of the output before its convolution
         if self.jumping != "none" or graph.execution.together:
             return False
         conv, after = self.convs[layer], self.convs[layer + 1]
@@ -211,7 +215,7 @@ class Stack(torch.nn.Module):
         step = flow[layer] if flow else None
         graph, x_NF = enter(step, graph, x_NF)
         then: dict[str, Any] = {} if dropout is None else {"then": dropout.rectifier(graph)}
-        if step is None and self._hands(graph, x_NF, layer):
+        if self._hands(graph, x_NF, layer, flow):
             then["hands"] = True
         y_NF: Tensor = self.convs[layer](graph, x_NF, **then)
         if self.residual:
