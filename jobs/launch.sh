@@ -61,12 +61,16 @@ serial() { attended python -P -m hpcgnn "$@"; }
 # note WORD...: a line of the log. A full disk ends neither a trap nor the job.
 note() { echo "$(date '+%F %T') $*" 2>/dev/null || true; }
 
+# The name of this job. The id of one task of an array is that of the whole array.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
+job=${job:-${SLURM_JOB_ID:-}}
+
 forward() {
     woken=yes
     [ -n "$step" ] || return 0
     note "SIG$1: the ranks are told to write a checkpoint and stop"
     # Slurm signals the step's processes itself; srun also forwards a signal, without slurmctld.
-    scancel --signal=USR1 "$SLURM_JOB_ID" 2>/dev/null || kill -USR1 "$step" || true
+    scancel --signal=USR1 "$job" 2>/dev/null || kill -USR1 "$step" || true
 }
 
 launch() {
@@ -93,10 +97,10 @@ launch() {
 requeue_if_stopped() {
     [ -n "${SLURM_JOB_ID:-}" ] && [ -e "$1/REQUEUE" ] || return 0
     local state
-    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) || state=unknown
+    state=$(squeue --noheader --jobs="$job" --format=%T) || state=unknown
     if [ "$state" = RUNNING ]; then
-        note "job $SLURM_JOB_ID goes back into the queue and will resume from $1"
-        scontrol requeue "$SLURM_JOB_ID" && return 0
+        note "job $job goes back into the queue and will resume from $1"
+        scontrol requeue "$job" && return 0
     fi
     echo "$(date '+%F %T') training stopped before its last epoch (job state $state);" \
         "the same sbatch command resumes from $1" >&2

@@ -59,8 +59,9 @@ def test_wrong_words_are_refused_in_one_line(tmp_path, args, variables, said):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_full_log_keeps_neither_signal_nor_job_back(tmp_path):
-    """Bash ends a trap, and the script, at a line that it can't print."""
+@pytest.mark.parametrize("task", [None, "2"])
+def test_a_full_log_keeps_neither_signal_nor_job_back(tmp_path, task):
+    """Bash ends a trap, and the script, at a line that it can't print. Job 7 may be an array's."""
     for name, prints in (("squeue", "echo RUNNING"), ("scontrol", ""), ("scancel", "")):
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\necho "{name} $*" >>called\n{prints}\n')
@@ -68,6 +69,9 @@ def test_a_full_log_keeps_neither_signal_nor_job_back(tmp_path):
     (tmp_path / "REQUEUE").touch()
     script = f"source {JOBS}/launch.sh; step=1; forward TERM; requeue_if_stopped ."
     variables = {"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    if task is not None:
+        variables |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": task}
+    job = "7" if task is None else f"7_{task}"
     with Path("/dev/full").open("w") as full:
         done = _bash(tmp_path, "-c", script, variables=variables, stdout=full.fileno())
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from datetime import datetime
 
 import pytest
 
@@ -43,6 +44,17 @@ def test_a_malformed_end_time_is_ignored(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "²")
     assert slurm_end_time() is None
+
+
+def test_a_task_of_an_array_asks_for_its_own_end(tmp_path, monkeypatch):
+    """The id of one task is that of the array: Slurm's answer would be about all tasks."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text('#!/bin/sh\n[ "$3" = 7_2 ] && echo 2030-01-01T00:00:00\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in (("JOB_ID", "7"), ("ARRAY_JOB_ID", "7"), ("ARRAY_TASK_ID", "2")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert slurm_end_time() == datetime(2030, 1, 1).timestamp()
 
 
 def test_ctrl_c_requests_a_stop_and_a_second_press_ends_the_run(monkeypatch, capfd):

@@ -141,13 +141,20 @@ class TimeLimit:
 def slurm_end_time() -> float | None:
     """Return when the time limit ends the job, in seconds since 1970; None without limit or job."""
     given = os.environ.get("SLURM_JOB_END_TIME", "")
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if not (job.isascii() and job.isdigit()):
+    names = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    job, array, task = (os.environ.get(name, "") for name in names)
+    if not _is_number(job):
         return None
+    if _is_number(array) and _is_number(task):
+        job = f"{array}_{task}"  # the id of one task is that of the whole array
     program = find_program("squeue") or "/usr/bin/squeue"
     command = [program, "--noheader", "--jobs", job, "--format", "%e"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
         return datetime.fromisoformat(answer.stdout.split()[0]).timestamp()
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return float(given) if given.isascii() and given.isdigit() else None
+        return float(given) if _is_number(given) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
