@@ -19,11 +19,8 @@ case $kind in
 esac
 VENV=${VENV:-.venv-perlmutter-$kind}
 
-# The module command fails on unset variables.
-set +u
-# shellcheck source=env/perlmutter_modules.sh
-source env/perlmutter_modules.sh "$kind"
-set -u
+# shellcheck source=jobs/perlmutter_modules.sh
+source jobs/perlmutter_modules.sh "$kind"
 
 VENV=$VENV PYTHON=python MPI=system MPICC=cc HDF5=parallel CUDA=$cuda env/install.sh
 

@@ -26,6 +26,9 @@ if [ ! -f "$HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh" ]; then
     exit 2
 fi
 SRUN_OPTIONS=()
+if [ -z "${HPCGNN_VENV:-}${VIRTUAL_ENV:-}" ] && [ -x "${CONDA_PREFIX:-}/bin/hpcgnn" ]; then
+    HPCGNN_VENV=$CONDA_PREFIX
+fi
 # shellcheck source=jobs/profiles/plain.sh
 source "$HPCGNN_HOME/jobs/profiles/$HPCGNN_PROFILE.sh"
 

@@ -84,4 +84,14 @@ case $source in
 esac
 submit partition "$graph" --parts "$ranks" -o "$partition" --force
 submit train "$partition" --run-dir "$run_dir" "$@"
-submit predict "$partition" "$run_dir" -o "$run_dir/predictions.h5" --force
+# The code of a model of one's own is not in the run: predict must be told its file again.
+own=()
+train_options=("$@")
+for i in "${!train_options[@]}"; do
+    case ${train_options[i]} in
+        --model) own=(--model "${train_options[i + 1]:-}") ;;
+        --model=*) own=(--model "${train_options[i]#*=}") ;;
+    esac
+done
+[[ ${own[1]:-} == *.py:* ]] || own=()
+submit predict "$partition" "$run_dir" -o "$run_dir/predictions.h5" --force "${own[@]}"

@@ -76,7 +76,60 @@ def test_a_full_log_keeps_neither_signal_nor_job_back(tmp_path, task):
         done = _bash(tmp_path, "-c", script, variables=variables, stdout=full.fileno())
     assert done.returncode == 0, done.stderr
     called = (tmp_path / "called").read_text().splitlines()
-    assert "scancel --signal=USR1 7" in called and "scontrol requeue 7" in called
+    assert f"scancel --signal=USR1 {job}" in called and f"scontrol requeue {job}" in called
+    assert f"squeue --noheader --jobs={job} --format=%T" in called
+
+
+def _program(folder: Path, name: str, text: str) -> dict[str, str]:
+    """Make a program that the scripts find first; return the variable with which they do."""
+    (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ranks", "cpus"), [("gpu", None, 32), ("cpu", None, 32), ("cpu", "16", 16)]
+)
+def test_ranks_share_the_cores_of_a_perlmutter_node(tmp_path, kind, ranks, cpus):
+    variables = _program(tmp_path, "srun", 'echo "$OMP_NUM_THREADS" "$@" >called')
+    variables |= {"HPCGNN_PROFILE": f"perlmutter-{kind}", "SLURM_JOB_ID": "7"}
+    variables |= {"OMP_NUM_THREADS": "", "SLURM_NTASKS_PER_NODE": ranks or ""}
+    variables["BASH_FUNC_module%%"] = "() { : $NEVER_SET; }"  # as Lmod's, which `set -u` would end
+    done = _bash(tmp_path, "-c", f"source {JOBS}/launch.sh; launch train g", variables=variables)
+    assert done.returncode == 0, done.stderr
+    threads, *words = (tmp_path / "called").read_text().split()
+    number = int(ranks or {"gpu": 4, "cpu": 8}[kind])
+    assert int(threads) == cpus // 2
+    assert {f"--ntasks-per-node={number}", f"--cpus-per-task={cpus}"} <= set(words)
+
+
+def test_a_profile_names_its_own_folder_and_leaves_nothing_of_another(tmp_path):
+    profiles = JOBS / "profiles"
+    script = f"source {profiles}/perlmutter-gpu.sh; source {profiles}/perlmutter-cpu.sh; "
+    script += 'echo "$HPCGNN_HOME $SBATCH_CONSTRAINT ${SBATCH_GPUS_PER_NODE-none}"'
+    done = _bash(tmp_path, "-c", script, variables={"HPCGNN_HOME": "", "CDPATH": "/"})
+    assert done.stdout == f"{JOBS.parent} cpu none\n", done.stderr
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_jobs_take_an_active_conda_environment_that_has_hpcgnn(tmp_path, installed):
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "hpcgnn") if installed else ("python",):
+        _program(tmp_path / "bin", name, "")
+    none = {"HPCGNN_VENV": "", "VIRTUAL_ENV": "", "CONDA_PREFIX": str(tmp_path)}
+    script = f"source {JOBS}/launch.sh; echo $HPCGNN_VENV"
+    done = _bash(tmp_path, "-c", script, variables=none)
+    assert (done.stdout == f"{tmp_path}\n") == installed, done.stderr
+
+
+@pytest.mark.parametrize("model", ["--model=net.py:Net", "--model net.py:Net", "--model sage"])
+def test_a_pipeline_predicts_with_the_own_model_that_it_trained(tmp_path, model):
+    variables = _program(tmp_path, "sbatch", 'echo "$@" >>called; echo 7')
+    done = _bash(tmp_path, JOBS / "pipeline.sh", "g.h5", "g", *model.split(), variables=variables)
+    assert done.returncode == 0, done.stderr
+    predict = (tmp_path / "called").read_text().splitlines()[-1]
+    assert "jobs/predict.sbatch" in predict
+    assert predict.endswith("--force --model net.py:Net" if "net" in model else "--force")
 
 
 @pytest.mark.parametrize(("number", "status"), [("INT", 7), ("TERM", 8), ("HUP", 8), ("KILL", -9)])
