@@ -93,7 +93,7 @@ CASES = {
     "edge-classes": ("--metric", "macro_f1", "--pair-width", 4),
     "links": (
         *("--decoder", "mlp", "--pair-width", 4),
-        *("--metric", "hits", "--hits-at", 5, "--ranked-against", 8),
+        *("--metric", "hits", "--hits-at", 5, "--ranked-against", 8, "--seed", 3),
     ),
 }
 FOUND = {
@@ -116,6 +116,9 @@ def test_every_task_trains_resumes_and_predicts(comm, copied, task):
     assert len(records) == 2 and all(np.isfinite(record["loss"]) for record in records)
     assert "NaN" not in Path("run/metrics.jsonl").read_text()
     assert records[-1]["valid"] is not None and Path("run/checkpoints/best.h5").exists()
+    best = records[records[-1]["best_epoch"] - 1]
+    scores = hpcgnn.predict(load_partition("known.p.h5", comm), "run").scores
+    assert scores == pytest.approx({name: best[name] for name in ("train", "valid", "test")})
     call(comm, predict, "known.p.h5", "run", "-o", "out.csv")
     with Path("out.csv").open(newline="") as file:
         header, *lines = csv.reader(file)

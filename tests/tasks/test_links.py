@@ -144,7 +144,9 @@ def test_predictions_of_links_are_those_held_out(comm):
 def test_a_task_is_restored_from_its_stored_form():
     path = Path("last.h5")
     for task in (
-        LinkPrediction(6, PairMLP(6, 1, product=True), metric="hits", hits_at=3),
+        LinkPrediction(
+            6, PairMLP(6, 1, product=True), metric="hits", hits_at=3, ranked_against=7, seed=4
+        ),
         EdgeTask(Regression(2, "r2"), 5),
     ):
         same = stored_task(task.stored(), path)
@@ -158,6 +160,9 @@ def test_a_task_is_restored_from_its_stored_form():
             {"kind": None, "multilabel": []},
             {"decoder": ["mlp"]},
             {"width": [6]},
+            {"ranked_against": 0},
+            {"ranked_against": 1 << 40},
+            {"kind": "links", "metric": "mrr", "seed": -1},
         ):
             with pytest.raises(InputError, match="its task can't be"):
                 stored_task(task.stored() | change, path)

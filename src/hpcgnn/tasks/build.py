@@ -283,9 +283,11 @@ def _stored(
     width: int = 1,
     decoder: str = "dot",
     loss: str = "mse",
+    ranked_against: int = 100,
+    seed: int = 0,
     **others: Any,
 ) -> BuiltInTask:
-    for count in (num_outputs, width):
+    for count in (num_outputs, width, ranked_against):
         if type(count) is not int or not 1 <= count <= _MOST_OUTPUTS:
             raise ValueError
     if not all(isinstance(text, str) for text in (kind, metric, target, decoder, loss)):
@@ -299,7 +301,8 @@ def _stored(
             raise ValueError
         module = PairMLP(width, 1, product=True) if decoder == "mlp" else None
         checked(name, LINK_METRICS, "links")
-        links = LinkPrediction(width, module, metric=name, hits_at=hits_at)
+        ranking = {"ranked_against": ranked_against, "hits_at": hits_at, "seed": seed}
+        links = LinkPrediction(width, module, metric=name, **ranking)
         if links.metric != metric:
             raise ValueError
         return links

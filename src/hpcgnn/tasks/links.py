@@ -28,6 +28,7 @@ from hpcgnn.tasks.task import SPLITS, TaskDefaults, check_count, checked
 _TRIES = 16  # draws per false pair; a node with edges to nearly all others may get a true one
 LINK_METRICS = ("mrr", "hits", "auc")
 _AT_A_TIME = 1 << 18  # number of false pairs ranked at a time
+STORED_LATER = ("ranked_against", "seed")  # what checkpoints of earlier releases lack of the task
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,8 @@ class LinkPrediction(TaskDefaults):
             "metric": self.metric,
             "width": self.num_outputs,
             "decoder": name_of(self.module),
+            "ranked_against": self.ranked_against,
+            "seed": self.seed,
         }
 
     def _known(self, graph: PartitionedGraph) -> Supervision:

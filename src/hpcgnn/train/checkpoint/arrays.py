@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcgnn.errors import InputError
 from hpcgnn.tasks.build import BuiltInTask, stored_task
+from hpcgnn.tasks.links import STORED_LATER
 from hpcgnn.tasks.settings import KINDS
 from hpcgnn.tasks.task import OWN
 from hpcgnn.train.config import Config
@@ -85,6 +86,7 @@ def check_stored_task(
     if of_program and (not known or task.get("decoder") == OWN):
         return
     told = built_in_task(task, arrays, path).stored()
+    told = {name: told[name] for name in told if name in task or name not in STORED_LATER}
     same = all(task.get(name) == value for name, value in told.items())
     if not same or (not of_program and len(told) != len(task)):
         raise InputError("its task can't be", file=path, value=task)
