@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpcgnn.comm import shortage as memory
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.partition import kaminpar, kaminpar_process, parhip
-from hpcgnn.partition import problem as memory
 from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.pipeline import assign, choose
 from hpcgnn.partition.pyparmetis import binding, builds

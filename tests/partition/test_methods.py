@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hpcgnn.comm import shortage as memory
 from hpcgnn.errors import InputError
-from hpcgnn.partition import problem as memory
 from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.layout import assembly
 from hpcgnn.partition.layout.sources import HeldSource

@@ -151,6 +151,7 @@ def _train(
 ) -> int:
     from hpcgnn.train.configured import configured_trainer
     from hpcgnn.train.open import open_part
+    from hpcgnn.train.plan.fit import warn_if_short
     from hpcgnn.train.plan.refusal import explained
     from hpcgnn.train.rehearsal import rehearse
     from hpcgnn.train.run import note_start
@@ -160,6 +161,7 @@ def _train(
     _check_first_weights(args.init_from, comm)
     callbacks = _callbacks(args, comm, run_dir)
     with comm.at("read the partition"):
+        warn_if_short(partition, comm, config)
         kernels = partial(rehearse, partition, comm, config)
         graph = open_part(partition, comm, config, display, kernels)
     device = graph.node_ids.device

@@ -26,12 +26,13 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.shortage import shortage
 from hpcgnn.errors import HpcgnnError, InputError, OutputError
 from hpcgnn.partition import kaminpar_process
 from hpcgnn.partition.edges import most_neighbours
 from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.parhip import ParHIPFile, ParHIPLayout
-from hpcgnn.partition.problem import COMPRESSED, Problem, kaminpar_bytes, shortage
+from hpcgnn.partition.problem import COMPRESSED, Problem, kaminpar_bytes
 from hpcgnn.partition.routing import Array, Slabs
 from hpcgnn.system import asked_threads
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.shortage import Shortage, shortage
 from hpcgnn.errors import InputError
 from hpcgnn.partition.edges import most_neighbours, neighbours
-from hpcgnn.partition.problem import Problem, Shortage, parmetis_bytes, shortage
+from hpcgnn.partition.problem import Problem, parmetis_bytes
 from hpcgnn.partition.pyparmetis import binding, builds
 from hpcgnn.partition.routing import Array, Int64, Slabs
 

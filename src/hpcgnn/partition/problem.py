@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass, field
 
-from hpcgnn.comm.communicator import Communicator
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.routing import Array, Int64
-from hpcgnn.system import available_memory
 
 COMPRESSED = 1 << 27  # neighbours from which on KaMinPar's graph is compressed
 _MOST_EVERYWHERE = 20.0  # integers per neighbour and rank: the whole graph, and what belongs to it
@@ -55,36 +52,3 @@ def kaminpar_bytes(num_nodes: int, neighbours: int) -> float:
     """Return the bytes of KaMinPar's process and graph, which is compressed from COMPRESSED on."""
     per_neighbour = 8.0 if neighbours >= COMPRESSED else 20.0
     return 5e7 + 100.0 * num_nodes + per_neighbour * neighbours
-
-
-@dataclass(frozen=True)
-class Shortage:
-    """A machine whose ranks together need more bytes than are available."""
-
-    host: str
-    needed: int
-    available: int
-
-    def ranks(self, size: int) -> int:
-        """Return how many ranks would suffice, with as many on each machine as now."""
-        return -(-size * self.needed // max(self.available, 1))
-
-    def __str__(self) -> str:
-        return (
-            f"{self.needed / 2**30:,.1f} GiB on {self.host}, "
-            f"where {self.available / 2**30:,.1f} GiB are free"
-        )
-
-
-def shortage(comm: Communicator, needed: float) -> Shortage | None:
-    """Return the machine that lacks most memory for each rank's `needed` bytes, None if none does.
-
-    Collective.
-    """
-    own = socket.gethostname(), int(needed), available_memory()
-    machines: dict[str, Shortage] = {}
-    for host, bytes_, free in comm.allgather(own, where="memory of the machines"):
-        before = machines.get(host, Shortage(host, 0, free))
-        machines[host] = Shortage(host, before.needed + bytes_, min(before.available, free))
-    worst = max(machines.values(), key=lambda one: one.needed / max(one.available, 1))
-    return worst if worst.needed > worst.available else None

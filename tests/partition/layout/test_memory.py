@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from hpcgnn.comm import shortage as machines
 from hpcgnn.errors import InputError
-from hpcgnn.partition import problem as machines
 from hpcgnn.partition import routing
 from hpcgnn.partition.edges import SlabEdges
 from hpcgnn.partition.layout import assembly, columns, memory

@@ -9,10 +9,11 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.comm.shortage import Shortage, shortage
 from hpcgnn.errors import InputError
 from hpcgnn.partition.edges import window_bounds
 from hpcgnn.partition.layout.blocks import asymmetry
-from hpcgnn.partition.problem import Problem, Shortage, shortage
+from hpcgnn.partition.problem import Problem
 from hpcgnn.partition.routing import ROWS, Array, Int64, local_parts
 from hpcgnn.storage.read.graph_file import GraphFile
 
