@@ -26,7 +26,7 @@ from hpcgnn.train.plan.pruning import Share, shares
 
 # Numbers read or written besides products and gathers, per node and column of a layer, in forward
 # and backward: biases, scores, scales, dropout, sums of gradients.
-_ROWS = {"sage": (8, 14), "gcn": (10, 14), "gat": (8, 12), "gatv2": (9, 12), "rgcn": (8, 12)}
+_ROWS = {"sage": (7, 11), "gcn": (8, 10), "gat": (8, 12), "gatv2": (9, 12), "rgcn": (8, 12)}
 _OTHER_ROWS = (12, 20)
 _PLAIN_TORCH = 8  # times as many gathers as a sum, for messages edge by edge
 # Steps of a layer's pass; of the rest of training (loss, sum of gradients, Adam); of evaluation.
