@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from mpi4py import MPI
 
 from hpcgnn.cli import generate
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.storage.generate.sizes import check_room
 from hpcgnn.storage.read.graph_file import GraphFile
 from tests.cli.verbs import call
 
@@ -103,6 +106,13 @@ def test_wrong_options_are_refused_in_one_line(capsys, tmp_path, options, words)
 
 
 def test_options_of_the_other_kind_of_graph_are_refused(mpirun, tmp_path):
+def test_a_nearly_full_disk_is_described_by_readable_amounts(tmp_path, monkeypatch):
+    full = SimpleNamespace(free=20_300)
+    monkeypatch.setattr("hpcgnn.storage.generate.sizes.shutil.disk_usage", lambda _: full)
+    with pytest.raises(InputError, match=r"need 85\.0 kB, and 20\.3 kB are free: lower --nodes"):
+        check_room(tmp_path / "g.h5", 1000, 12, 5, 4, compress=False)
+
+
     done = mpirun(0, "generate", "rmat", tmp_path / "g.h5", *SIZES, "--homophily", 0.5)
     assert done.returncode == 2
     assert done.stderr.strip() == "hpcgnn: error: --homophily is an option of sbm, not of rmat"

@@ -130,7 +130,7 @@ def test_a_node_with_more_ends_than_fit_is_named(tmp_path):
     with Scratch(tmp_path / "out.h5", 400_000) as scratch:
         stored = scratch.records(ENDS)
         stored.append(records)
-        with pytest.raises(InputError, match=r"node 41 alone has 70000 edges, .* 560000 bytes"):
+        with pytest.raises(InputError, match=r"node 41 alone has 70,000 edges, .* 560\.0 kB"):
             list(sorted_slabs(stored, scratch, ("destination", "source"), whole=True))
 
 

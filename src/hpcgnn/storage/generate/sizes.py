@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, human
 from hpcgnn.storage.schema import MAX_WIDTH
 from hpcgnn.system import available_memory
 
@@ -52,7 +52,7 @@ def check_room(
     given = f"{nodes:,} nodes of degree {degree:g} with {features} features"
     if tables > (memory := available_memory()):
         raise InputError(
-            f"{given} need {_gigabytes(tables)} of memory, and {_gigabytes(memory)} are free: "
+            f"{given} need {human(tables)} of memory, and {human(memory)} are free: "
             "lower --nodes or --degree"
         )
     try:
@@ -61,11 +61,7 @@ def check_room(
         return
     if needed // (_MOST_SHRUNK if compress else 1) > free:
         raise InputError(
-            f"{given} need {_gigabytes(needed)}, and {_gigabytes(free)} are free: lower --nodes, "
+            f"{given} need {human(needed)}, and {human(free)} are free: lower --nodes, "
             "--degree or --features, or choose another folder",
             file=out.parent,
         )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB"

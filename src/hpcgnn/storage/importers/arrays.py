@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, human
 from hpcgnn.storage.importers.opening import DAMAGED, check_inflation, open_file, open_zip, require
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column
 
@@ -167,7 +167,7 @@ class ArraySource:
         """Return the bytes of the array, at most `limit`."""
         nbytes = prod(self.shape) * self.dtype.itemsize
         if nbytes > limit:
-            raise self.error(f"takes {nbytes} bytes, and {limit} fit")
+            raise self.error(f"takes {human(nbytes)}, and {human(limit)} fit")
         with self._open() as file:
             self._header(file)
             return self._read(file, nbytes)
@@ -193,7 +193,7 @@ class ArraySource:
         """Return the whole array, if it takes at most `limit` bytes."""
         nbytes = prod(self.shape) * self.dtype.itemsize
         if nbytes > limit:
-            raise self.error(f"takes {nbytes} bytes, and {limit} fit: raise --memory")
+            raise self.error(f"takes {human(nbytes)}, and {human(limit)} fit: raise --memory")
         parts = list(self.flat())
         values = np.concatenate(parts) if parts else np.empty(0, self.dtype.newbyteorder("="))
         return values.reshape(self.shape, order="F" if self.fortran else "C")
