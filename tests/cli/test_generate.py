@@ -75,11 +75,12 @@ def test_graphs_without_features_or_classes(mpirun, tmp_path):
     ("options", "words"),
     [
         (("--nodes", 0), "--nodes must lie in 1 .. 2^48 (found 0)"),
-        (("--degree", -1), "--degree must lie in 0 .. N"),
-        (("--degree", "nan"), "--degree must lie in 0 .. N"),
+        (("--degree", -1), "--degree must lie in 0 .. 1000"),
+        (("--degree", "nan"), "--degree must lie in 0 .. 1000"),
+        (("--nodes", 5), "--degree must lie in 0 .. 5, the number of --nodes (found 12.0)"),
         (("--degree", 900), "lower --degree"),
         (("--features", -1), "--features must lie in"),
-        (("--classes", 1001), "--classes must lie in 0 .. N"),
+        (("--classes", 1001), "--classes must lie in 0 .. 1000, the number of --nodes"),
         (("--seed", -1), "--seed must lie in"),
         (("--noise", "inf"), "--noise must lie in 0 .. 10^6"),
         (("--homophily", 1.5), "--homophily must lie in 0 .. 1"),
@@ -105,7 +106,6 @@ def test_wrong_options_are_refused_in_one_line(capsys, tmp_path, options, words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_of_the_other_kind_of_graph_are_refused(mpirun, tmp_path):
 def test_a_nearly_full_disk_is_described_by_readable_amounts(tmp_path, monkeypatch):
     full = SimpleNamespace(free=20_300)
     monkeypatch.setattr("hpcgnn.storage.generate.sizes.shutil.disk_usage", lambda _: full)
@@ -113,6 +113,7 @@ def test_a_nearly_full_disk_is_described_by_readable_amounts(tmp_path, monkeypat
         check_room(tmp_path / "g.h5", 1000, 12, 5, 4, compress=False)
 
 
+def test_options_of_the_other_kind_of_graph_are_refused(mpirun, tmp_path):
     done = mpirun(0, "generate", "rmat", tmp_path / "g.h5", *SIZES, "--homophily", 0.5)
     assert done.returncode == 2
     assert done.stderr.strip() == "hpcgnn: error: --homophily is an option of sbm, not of rmat"

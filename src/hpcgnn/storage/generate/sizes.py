@@ -27,12 +27,13 @@ def check_sizes(nodes: int, degree: float, features: int, classes: int, seed: in
     }
     wrong = {
         "--nodes must lie in 1 .. 2^48": not 1 <= nodes <= 1 << 48,
-        "--degree must lie in 0 .. N": not 0 <= degree <= nodes,
+        f"--degree must lie in 0 .. {nodes}, the number of --nodes": not 0 <= degree <= nodes,
         "--degree must be at most 2^20, with at most 2^48 edges": not (
             degree <= 1 << 20 and degree * nodes <= 1 << 48
         ),
         "--features must lie in 0 .. 2^20": not 0 <= features <= 1 << 20,
-        "--classes must lie in 0 .. N, at most 2^31": not 0 <= classes <= min(nodes, MAX_WIDTH),
+        f"--classes must lie in 0 .. {nodes}, the number of --nodes": not 0 <= classes <= nodes,
+        "--classes must be at most 2^31": not classes <= MAX_WIDTH,
         "--seed must lie in 0 .. 2^63 - 1": not 0 <= seed < 1 << 63,
     }
     for message, is_wrong in wrong.items():
