@@ -8,7 +8,7 @@ import re
 import pytest
 
 from hpcgnn.comm.liveness.failure import Failure
-from hpcgnn.errors import InputError, printable, say
+from hpcgnn.errors import InputError, human, printable, say
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,12 @@ def test_terminal_control_sequences_are_escaped(text, shown, capsys):
     assert str(error) == f"{shown}: {shown}: is no graph"
     Failure(2, text, trace=(text,)).print("rank 1")
     assert capsys.readouterr().err == f"[rank 1] {shown}\nhpcgnn: error: rank 1: {shown}\n"
+
+
+def test_amounts_are_readable():
+    sizes = (0, 999, 1000, 45_678, 999_949, 999_950, 2.5e9, 1e12, 3e15)
+    shown = "0 B, 999 B, 1.0 kB, 45.7 kB, 1.0 MB, 1.0 MB, 2.5 GB, 1.0 TB, 3,000.0 TB"
+    assert ", ".join(map(human, sizes)) == shown
 
 
 def test_long_values_are_shortened():

@@ -36,6 +36,15 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
 
 
+def human(size: float) -> str:
+    """Return a readable number of bytes: `1.4 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
 def say(*lines: object) -> None:
     """Print each argument as one `printable` line; use it for all names and values of files."""
     print("\n".join(map(printable, lines)), flush=True)

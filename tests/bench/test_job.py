@@ -62,7 +62,7 @@ def test_a_job_above_its_memory_limit_is_ended_with_its_children(tmp_path):
         "time.sleep(60)"
     )
     ended = python(code, Limits(60, 150_000_000))
-    assert ended.problem == "out of memory (above 0.1 GB)"
+    assert ended.problem == "out of memory (above 150.0 MB)"
     deadline = time.monotonic() + 10
     while _runs(int(file.read_text())):
         assert time.monotonic() < deadline

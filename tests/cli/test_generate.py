@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from mpi4py import MPI
 
 from hpcgnn.cli import generate
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.errors import InputError
+from hpcgnn.storage.generate.sizes import check_room
 from hpcgnn.storage.read.graph_file import GraphFile
 from tests.cli.verbs import call
 
@@ -72,11 +75,12 @@ def test_graphs_without_features_or_classes(mpirun, tmp_path):
     ("options", "words"),
     [
         (("--nodes", 0), "--nodes must lie in 1 .. 2^48 (found 0)"),
-        (("--degree", -1), "--degree must lie in 0 .. N"),
-        (("--degree", "nan"), "--degree must lie in 0 .. N"),
+        (("--degree", -1), "--degree must lie in 0 .. 1000"),
+        (("--degree", "nan"), "--degree must lie in 0 .. 1000"),
+        (("--nodes", 5), "--degree must lie in 0 .. 5, the number of --nodes (found 12.0)"),
         (("--degree", 900), "lower --degree"),
         (("--features", -1), "--features must lie in"),
-        (("--classes", 1001), "--classes must lie in 0 .. N"),
+        (("--classes", 1001), "--classes must lie in 0 .. 1000, the number of --nodes"),
         (("--seed", -1), "--seed must lie in"),
         (("--noise", "inf"), "--noise must lie in 0 .. 10^6"),
         (("--homophily", 1.5), "--homophily must lie in 0 .. 1"),
@@ -100,6 +104,13 @@ def test_wrong_options_are_refused_in_one_line(capsys, tmp_path, options, words)
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_nearly_full_disk_is_described_by_readable_amounts(tmp_path, monkeypatch):
+    full = SimpleNamespace(free=20_300)
+    monkeypatch.setattr("hpcgnn.storage.generate.sizes.shutil.disk_usage", lambda _: full)
+    with pytest.raises(InputError, match=r"need 85\.0 kB, and 20\.3 kB are free: lower --nodes"):
+        check_room(tmp_path / "g.h5", 1000, 12, 5, 4, compress=False)
 
 
 def test_options_of_the_other_kind_of_graph_are_refused(mpirun, tmp_path):

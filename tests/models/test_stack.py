@@ -87,8 +87,12 @@ def test_biases_removed_by_a_norm_get_no_gradient(comm, block, quiet):
         ({"kind": "gcn", "aggr": "max"}, "--aggr with --model gcn is auto"),
         ({"kind": "rgcn", "aggr": "max"}, "is mean, sum or auto"),
         ({"kind": "sage", "aggr": "softmax"}, "is mean, sum, max, min or auto"),
-        ({"kind": "deeper", "residual": True}, "need --block plain"),
-        ({"block": "res", "jumping": "cat"}, "need --block plain"),
+        (
+            {"kind": "deeper", "residual": True},
+            r"^--residual needs plain blocks, and those of --model deeper are res\+: add",
+        ),
+        ({"kind": "deeper", "jumping": "cat"}, "^--jumping cat needs plain blocks, and"),
+        ({"block": "res", "jumping": "cat"}, r"^--jumping cat needs --block plain \(found 'res'\)"),
         ({"kind": "transformer", "hidden": 10}, "--hidden must be a multiple of --heads 4"),
     ],
 )

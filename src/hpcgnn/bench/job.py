@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcgnn import system
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, human
 
 _LOOK = 0.1  # seconds between two checks of a job's memory
 _GRACE = 2.0  # seconds for a launcher to end its ranks
@@ -154,7 +154,7 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits) -> str | None:
         if time.monotonic() > end:
             return f"not done after {limits.seconds:g} s"
         if sum(map(_resident, _descendants(process.pid))) > limits.num_bytes:
-            return f"out of memory (above {limits.num_bytes / 1e9:.1f} GB)"
+            return f"out of memory (above {human(limits.num_bytes)})"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -326,7 +326,7 @@ def short(error: BaseException) -> str:
         return f"out of memory: {text.partition('Tried to allocate ')[2].partition('.')[0]}"[:160]
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         asked = text.partition("you tried to allocate ")[2].split(" ")[0]
-        wanted = f": asked for {int(asked) / 1e9:.1f} GB at once" if asked.isdigit() else ""
+        wanted = f": asked for {int(asked) / 1e6:,.1f} MB at once" if asked.isdigit() else ""
         return f"out of memory{wanted}"
     return (text or type(error).__name__)[:160]
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hpcgnn.comm.liveness import shared_memory
-from hpcgnn.errors import CommunicationError, HpcgnnError, say
+from hpcgnn.errors import CommunicationError, HpcgnnError, human, say
 from hpcgnn.system import find_program
 
 if TYPE_CHECKING:
@@ -280,8 +280,9 @@ def _disk(folder: Path) -> Iterator[Finding]:
         except OSError as error:
             yield Finding("bad", name, f"{path} can't be written: {error.strerror}")
             continue
-        free = shutil.disk_usage(path).free / 2**30
-        yield Finding("ok" if free > 1 else "note", name, f"{path} writable, {free:.0f} GiB free")
+        free = shutil.disk_usage(path).free
+        status = "ok" if free > 1 << 30 else "note"
+        yield Finding(status, name, f"{path} writable, {human(free)} free")
 
 
 def _limits() -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hpcgnn.cli.displays import display_of
 from hpcgnn.comm.agreement import require_same
 from hpcgnn.display import Display
-from hpcgnn.errors import InputError, counted, warn
+from hpcgnn.errors import InputError, counted, human, warn
 from hpcgnn.settings import HIGHEST, check_range
 from hpcgnn.storage.read.reader import Reader
 from hpcgnn.system import loading, resident_files, resident_memory
@@ -232,8 +232,6 @@ def _say_memory(peak: int, graph: PartitionedGraph, config: Config, display: Dis
     Args:
         peak: bytes that this rank used above its imports.
     """
-    from hpcgnn.train.telemetry import human
-
     comm = graph.comm
     least, most = comm.allreduce(peak, "min"), comm.allreduce(peak, "max")
     total = comm.allreduce(peak, "sum")

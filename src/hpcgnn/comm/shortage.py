@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 
 from hpcgnn.comm.communicator import Communicator
+from hpcgnn.errors import human
 from hpcgnn.system import available_memory
 
 
@@ -22,10 +23,7 @@ class Shortage:
         return -(-size * self.needed // max(self.available, 1))
 
     def __str__(self) -> str:
-        return (
-            f"{self.needed / 2**30:,.1f} GiB on {self.host}, "
-            f"where {self.available / 2**30:,.1f} GiB are free"
-        )
+        return f"{human(self.needed)} on {self.host}, where {human(self.available)} are free"
 
 
 def shortage(comm: Communicator, needed: float) -> Shortage | None:

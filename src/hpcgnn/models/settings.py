@@ -117,7 +117,13 @@ class ModelSettings(Section):
             choices = f" {', '.join(allowed)} or" if allowed else ""
             raise InputError(f"--aggr with --model {self.kind} is{choices} auto", value=self.aggr)
         if self.blocks != "plain" and (self.residual or self.jumping != "none"):
-            raise InputError("--residual and --jumping need --block plain", value=self.block)
+            given = "--residual" if self.residual else f"--jumping {self.jumping}"
+            if self.block != "auto":
+                raise InputError(f"{given} needs --block plain", value=self.block)
+            raise InputError(
+                f"{given} needs plain blocks, and those of --model {self.kind} are {self.blocks}: "
+                "add --block plain"
+            )
         if self.kind in _WITH_HEADS and self.hidden % self.heads:
             raise InputError(
                 f"--hidden must be a multiple of --heads {self.heads}", value=self.hidden

@@ -27,7 +27,7 @@ import numpy as np
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.shortage import shortage
-from hpcgnn.errors import HpcgnnError, InputError, OutputError
+from hpcgnn.errors import HpcgnnError, InputError, OutputError, human
 from hpcgnn.partition import kaminpar_process
 from hpcgnn.partition.edges import most_neighbours
 from hpcgnn.partition.options import PartitionOptions
@@ -115,8 +115,8 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
-            f"KaMinPar's file of the graph takes up to {needed / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free: set TMPDIR to a larger folder",
+            f"KaMinPar's file of the graph takes up to {human(needed)}, and {human(free)} "
+            "are free: set TMPDIR to a larger folder",
             file=folder.parent,
         )
 

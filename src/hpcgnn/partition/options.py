@@ -35,12 +35,11 @@ class PartitionOptions:
     def __post_init__(self) -> None:
         if not 1.0 < self.imbalance < 1000:
             raise InputError("--imbalance must be above 1 and below 1000", value=self.imbalance)
-        costs = self.node_cost, self.edge_cost
-        if not all(0 <= cost <= _MOST_COST for cost in costs) or not any(costs):
-            raise InputError(
-                f"--node-cost and --edge-cost must lie in 0 .. {_MOST_COST}, and not both be 0",
-                value=costs,
-            )
+        for option, cost in (("--node-cost", self.node_cost), ("--edge-cost", self.edge_cost)):
+            if not 0 <= cost <= _MOST_COST:
+                raise InputError(f"{option} must lie in 0 .. {_MOST_COST}", value=cost)
+        if not (self.node_cost or self.edge_cost):
+            raise InputError("--node-cost and --edge-cost must not both be 0")
         if not 0 <= self.seed < 2**31:
             raise InputError("--seed must be in 0 .. 2^31 - 1", value=self.seed)
         for name, known in (("refine", REFINEMENTS), ("quality", QUALITIES)):

@@ -17,7 +17,7 @@ import numpy as np
 
 from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
-from hpcgnn.errors import OutputError
+from hpcgnn.errors import OutputError, human
 from hpcgnn.partition.edges import most_neighbours, neighbours
 from hpcgnn.partition.kaminpar_process import GRAPH
 from hpcgnn.partition.problem import Problem
@@ -118,7 +118,7 @@ class ParHIPFile:
             if self._error is not None:
                 raise OutputError(
                     f"can't be written: {self._error.strerror}: set TMPDIR to a folder with up to "
-                    f"{layout.most_bytes / 2**30:.2f} GiB free",
+                    f"{human(layout.most_bytes)} free",
                     file=path,
                 ) from self._error
         return count

@@ -18,7 +18,7 @@ import torch
 
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.ring import Ring
-from hpcgnn.errors import OutputError, printable
+from hpcgnn.errors import OutputError, human, printable
 from hpcgnn.storage.write import atomic
 from hpcgnn.system import clock, now
 from hpcgnn.tasks.settings import shown
@@ -116,15 +116,6 @@ def over_ranks(
     if len(pairs):
         ranks["sent_to"] = table_PN[:, len(local) :].astype(np.int64).tolist()
     return Costs(spread, ranks)
-
-
-def human(size: float) -> str:
-    """Return a readable number of bytes: `1.4 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 class Profile:

@@ -15,6 +15,10 @@ import pytest
 import torch
 
 from hpcgnn.cli.main import main
+from hpcgnn.errors import InputError
+from hpcgnn.storage.importers.arrays import ArraySource
+from hpcgnn.storage.importers.pairs import pair_column
+from hpcgnn.storage.importers.table_files import ParquetTable
 from tests.storage.importers.conftest import read
 
 TRIALS = 30
@@ -145,3 +149,23 @@ def test_damaged_planetoid_files_are_refused_or_converted(data, tmp_path, capfd)
             attempt(source, tmp_path / "out", capfd)
         source.write_bytes(whole)
     assert not attempt(folder, tmp_path / "out", capfd)
+
+
+def test_a_table_replaced_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "e.parquet"
+    pq.write_table(pa.table({"src": range(9), "dst": range(9)}), path)
+    table = ParquetTable(path)
+    pq.write_table(pa.table({"src": range(7), "dst": range(7)}), path)
+    with pytest.raises(InputError, match=r"e\.parquet: .* was replaced .*: 9 rows .*found 7"):
+        list(table.batches({"src": "integer", "dst": "integer"}))
+
+
+@pytest.mark.parametrize("shape", [(9, 2), (2, 9)])
+@pytest.mark.parametrize("later", [np.zeros((2, 99), int), np.zeros((2, 9), np.int32)])
+def test_an_array_replaced_while_it_is_read_is_refused(tmp_path, shape, later):
+    path = tmp_path / "e.npy"
+    np.save(path, np.zeros(shape, int))
+    column = pair_column(ArraySource(path), 1 << 20)
+    np.save(path, later)
+    with pytest.raises(InputError, match=r"e\.npy: has been replaced while it was read"):
+        list(column.chunks)

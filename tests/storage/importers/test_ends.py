@@ -35,6 +35,14 @@ def test_nodes_are_marked_once(dtype):
     assert np.flatnonzero(there).tolist() == [0, 1, 2, 5, 8]
 
 
+def test_nodes_above_four_bytes_are_marked():
+    edges = np.zeros(2, [("source", "i8"), ("destination", "i8")])
+    edges["source"], edges["destination"] = [(1 << 31) + 5, 0], [(1 << 32) + 1, 0]
+    there = np.zeros((1 << 32) + 2, bool)  # the system provides only what is written to
+    assert mark(edges, there) == 3
+    assert there[[(1 << 31) + 5, (1 << 32) + 1, 0, 1]].tolist() == [True, True, True, False]
+
+
 def test_sources_and_counts_are_unpacked():
     edges = np.zeros(5, PAIR)
     edges["source"], edges["destination"] = [9, 9, 3, 4, 0], [11, 11, 12, 15, 15]

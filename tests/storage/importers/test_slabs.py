@@ -9,6 +9,7 @@ import pytest
 
 from hpcgnn.errors import InputError
 from hpcgnn.storage.importers import slabs as module
+from hpcgnn.storage.importers.edge_records import with_ends
 from hpcgnn.storage.importers.ids import distinct, given, ids_by_row, rows_of_edges
 from hpcgnn.storage.importers.slabs import sorted_slabs
 from hpcgnn.storage.importers.source import Column
@@ -17,8 +18,8 @@ from hpcgnn.storage.importers.spool import Scratch
 EDGE = np.dtype([("source", np.int64), ("destination", np.int64), ("mark", np.int32)])
 
 
-def edges(source, destination) -> np.ndarray:
-    out = np.zeros(len(source), EDGE)
+def edges(source, destination, dtype=EDGE) -> np.ndarray:
+    out = np.zeros(len(source), dtype)
     out["source"], out["destination"], out["mark"] = source, destination, np.arange(len(source))
     return out
 
@@ -129,19 +130,22 @@ def test_a_node_with_more_ends_than_fit_is_named(tmp_path):
     with Scratch(tmp_path / "out.h5", 400_000) as scratch:
         stored = scratch.records(ENDS)
         stored.append(records)
-        with pytest.raises(InputError, match=r"node 41 alone has 70000 edges, .* 560000 bytes"):
+        with pytest.raises(InputError, match=r"node 41 alone has 70,000 edges, .* 560\.0 kB"):
             list(sorted_slabs(stored, scratch, ("destination", "source"), whole=True))
 
 
 @pytest.mark.parametrize("limit", [1 << 11, 1 << 24])
 @pytest.mark.parametrize("listed", [False, True])
-def test_ids_are_replaced_by_rows(tmp_path, limit, listed):
+@pytest.mark.parametrize("narrow", [False, True])
+def test_ids_are_replaced_by_rows(tmp_path, limit, listed, narrow):
+    """Of 4 bytes, too, if a table over all of them would not fit."""
     rng = np.random.default_rng(8)
-    names = rng.choice(2**62, 700, replace=False)
-    records = edges(rng.choice(names, 9000), rng.choice(names, 9000))
+    names = rng.choice(2**31 if narrow else 2**62, 701, replace=False)
+    dtype = with_ends(EDGE, np.int32) if narrow else EDGE
+    records = edges(rng.choice(names, 9000), rng.choice(names, 9000), dtype)
     used = np.unique([records["source"], records["destination"]])
     with Scratch(tmp_path / "out.h5", limit) as scratch:
-        stored = scratch.records(EDGE)
+        stored = scratch.records(dtype)
         stored.append(records)
         column = Column(tmp_path / "ids", "array", iter(np.array_split(names, 3)))
         table = given(column, scratch) if listed else distinct(stored, int(used.max()), scratch)

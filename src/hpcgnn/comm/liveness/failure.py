@@ -27,6 +27,7 @@ from hpcgnn.errors import (
     InputError,
     OutOfMemoryError,
     OutputError,
+    human,
     is_out_of_memory,
     printable,
     warn,
@@ -151,13 +152,13 @@ def _stdout_is_closed() -> bool:
 
 
 def _out_of_memory_line(error: BaseException) -> str:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = human(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     detail = " ".join(str(error).split())[:200]
     if library := re.search(r"([^\s/]+\.so[\w.]*): failed to map segment", str(error)):
         detail = f"{library[1]} can't be mapped"
     return (
-        f"out of memory{f' ({detail})' if detail else ''}; the peak so far was {peak:.1f} GiB"
+        f"out of memory{f' ({detail})' if detail else ''}; the peak so far was {peak}"
         + (f" under `ulimit -v {limit >> 10}`" if limit != resource.RLIM_INFINITY else "")
         + ": use more ranks or nodes, fewer ranks per node, or a smaller --halo-buffer"
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hpcgnn.comm.transport.host import Slot, Wired
-from hpcgnn.errors import OutOfMemoryError
+from hpcgnn.errors import OutOfMemoryError, human
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU of the process
 IN_FLIGHT = 4 << 20  # bytes that a copy and a network move in the time a message takes to start
@@ -36,7 +36,7 @@ def pinned(num_bytes: int) -> Tensor:
     status = int(torch.cuda.cudart().cudaHostRegister(address, num_bytes, _PORTABLE))
     if status:
         raise OutOfMemoryError(
-            f"{num_bytes / 2**30:.2f} GiB of host memory can't be pinned (CUDA error {status}): "
+            f"{human(num_bytes)} of host memory can't be pinned (CUDA error {status}): "
             "see `ulimit -l` and `hpcgnn doctor`"
         )
     # Runs before the array frees its pages.

@@ -54,7 +54,7 @@ class RMat:
         if wanted > room / 2:
             raise InputError(
                 f"{num_nodes} nodes have {room:.0f} pairs, and the {wanted:.0f} edges asked for "
-                "are more than half of these: lower --degree"
+                "are more than half of these: give more --nodes or a lower --degree"
             )
         draws = _draws_for(wanted, num_nodes, self.levels)
         self._slabs = self._cut(0, 0, 2 * draws, slab_edges)

@@ -111,7 +111,8 @@ class PlantedPartition:
             if number > room / 2:
                 raise InputError(
                     f"the graph has room for {room:.0f} edges {where} classes and {number} are "
-                    "wanted, more than half: lower --degree, or change --homophily or --classes"
+                    "wanted, more than half: give more --nodes, a lower --degree, or another "
+                    "--homophily or number of --classes"
                 )
         upper = np.triu_indices(self.num_slabs)
         offsets = streams.uniform(self.seed, streams.COUNTS, 0, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, human
 from hpcgnn.storage.schema import MAX_WIDTH
 from hpcgnn.system import available_memory
 
@@ -27,12 +27,13 @@ def check_sizes(nodes: int, degree: float, features: int, classes: int, seed: in
     }
     wrong = {
         "--nodes must lie in 1 .. 2^48": not 1 <= nodes <= 1 << 48,
-        "--degree must lie in 0 .. N": not 0 <= degree <= nodes,
+        f"--degree must lie in 0 .. {nodes}, the number of --nodes": not 0 <= degree <= nodes,
         "--degree must be at most 2^20, with at most 2^48 edges": not (
             degree <= 1 << 20 and degree * nodes <= 1 << 48
         ),
         "--features must lie in 0 .. 2^20": not 0 <= features <= 1 << 20,
-        "--classes must lie in 0 .. N, at most 2^31": not 0 <= classes <= min(nodes, MAX_WIDTH),
+        f"--classes must lie in 0 .. {nodes}, the number of --nodes": not 0 <= classes <= nodes,
+        "--classes must be at most 2^31": not classes <= MAX_WIDTH,
         "--seed must lie in 0 .. 2^63 - 1": not 0 <= seed < 1 << 63,
     }
     for message, is_wrong in wrong.items():
@@ -52,7 +53,7 @@ def check_room(
     given = f"{nodes:,} nodes of degree {degree:g} with {features} features"
     if tables > (memory := available_memory()):
         raise InputError(
-            f"{given} need {_gigabytes(tables)} of memory, and {_gigabytes(memory)} are free: "
+            f"{given} need {human(tables)} of memory, and {human(memory)} are free: "
             "lower --nodes or --degree"
         )
     try:
@@ -61,11 +62,7 @@ def check_room(
         return
     if needed // (_MOST_SHRUNK if compress else 1) > free:
         raise InputError(
-            f"{given} need {_gigabytes(needed)}, and {_gigabytes(free)} are free: lower --nodes, "
+            f"{given} need {human(needed)}, and {human(free)} are free: lower --nodes, "
             "--degree or --features, or choose another folder",
             file=out.parent,
         )
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB"

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, human
 from hpcgnn.storage.importers.opening import DAMAGED, check_inflation, open_file, open_zip, require
 from hpcgnn.storage.importers.source import PIECE_BYTES, Column
 
@@ -84,6 +84,11 @@ class ArraySource:
             raise self.error("must be a plain array of numbers", str(shape)[:60])
         return shape, fortran and len(shape) > 1, dtype
 
+    def _begin(self, file: BinaryIO) -> None:
+        """Go to the array's values, if the file is still as it was when it was first opened."""
+        if self._header(file) != (self.shape, self.fortran, self.dtype):
+            raise self.error("has been replaced while it was read: convert it when it is complete")
+
     def _check_size(self, file: BinaryIO) -> None:
         """Check that the file holds exactly the bytes that its header announces."""
         if self.member is None:
@@ -113,7 +118,7 @@ class ArraySource:
         left = (prod(self.shape) - first if count is None else count) * self.dtype.itemsize
         step = nbytes // self.dtype.itemsize * self.dtype.itemsize
         with self._open() as file:
-            self._header(file)
+            self._begin(file)
             self._skip(file, first * self.dtype.itemsize)
             while left:
                 values = np.empty(min(left, step) // self.dtype.itemsize, self.dtype)
@@ -128,7 +133,7 @@ class ArraySource:
         size, step = prod(self.shape) // 2, nbytes // (2 * self.dtype.itemsize)
         with self._open() as first, self._open() as second:
             for row, file in enumerate((first, second)):
-                self._header(file)
+                self._begin(file)
                 self._skip(file, row * size * self.dtype.itemsize)
             for low in range(0, size, step):
                 values = np.empty((2, min(step, size - low)), self.dtype)
@@ -167,9 +172,9 @@ class ArraySource:
         """Return the bytes of the array, at most `limit`."""
         nbytes = prod(self.shape) * self.dtype.itemsize
         if nbytes > limit:
-            raise self.error(f"takes {nbytes} bytes, and {limit} fit")
+            raise self.error(f"takes {human(nbytes)}, and {human(limit)} fit")
         with self._open() as file:
-            self._header(file)
+            self._begin(file)
             return self._read(file, nbytes)
 
     def rows(self, limit: int) -> Iterator[np.ndarray]:
@@ -193,7 +198,7 @@ class ArraySource:
         """Return the whole array, if it takes at most `limit` bytes."""
         nbytes = prod(self.shape) * self.dtype.itemsize
         if nbytes > limit:
-            raise self.error(f"takes {nbytes} bytes, and {limit} fit: raise --memory")
+            raise self.error(f"takes {human(nbytes)}, and {human(limit)} fit: raise --memory")
         parts = list(self.flat())
         values = np.concatenate(parts) if parts else np.empty(0, self.dtype.newbyteorder("="))
         return values.reshape(self.shape, order="F" if self.fortran else "C")

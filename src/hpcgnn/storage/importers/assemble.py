@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcgnn.display import SILENT, Display, Stage
-from hpcgnn.errors import InputError, counted
+from hpcgnn.errors import InputError, counted, human
 from hpcgnn.graph.draws import key_of, unit
 from hpcgnn.storage.importers.ahead import ahead
 from hpcgnn.storage.importers.columns import write_nodes
@@ -328,7 +328,8 @@ def _check_space(num_nodes: int, num_edges: int, source: Source, out: Path) -> N
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise InputError(
-            f"{num_nodes} nodes and {num_edges} edges need {needed} bytes, {out.parent} has {free}",
+            f"{num_nodes} nodes and {num_edges} edges need {human(needed)}, and {human(free)} are "
+            f"free in {out.parent}",
             file=source.file,
         )
 

@@ -19,6 +19,7 @@ _IN_CACHE = 1 << 14  # numbers in a bucket at least, twice as many fit the cache
 _MOST_BITS = 12  # of the leading bits, which give the bucket
 _SAMPLES = 1 << 12
 _TOGETHER = 1 << 16  # numbers of the buckets that are sorted by one call
+_LARGEST = 1 << 31  # numbers in a bucket at most: they are counted in 32 bits
 _THREADS = 2
 
 
@@ -28,7 +29,7 @@ def in_buckets(numbers: np.ndarray, low_bits: int, limit: int) -> Iterator[np.nd
     Numbers that differ in the lowest `low_bits` bits alone are in the same array.
 
     Args:
-        limit: bytes of one bucket; if one is larger, all are sorted in place.
+        limit: bytes of one bucket; if one is larger, or too long, all are sorted in place.
     """
     largest = int(numbers[:: max(1, numbers.shape[0] // _SAMPLES)].max(initial=0))
     bits = min(_MOST_BITS, (numbers.shape[0] // _IN_CACHE | 1).bit_length() - 1)
@@ -36,7 +37,7 @@ def in_buckets(numbers: np.ndarray, low_bits: int, limit: int) -> Iterator[np.nd
     count = (largest >> shift) + 1  # larger numbers belong to the last bucket, too
     starts = _scattered(numbers, shift, count)
     sizes = np.diff(starts.sum(axis=0, dtype=np.int64))
-    if 8 * int(sizes.max(initial=0)) > limit:
+    if int(sizes.max(initial=0)) > min(_LARGEST, limit // 8):
         numbers.sort()
         yield numbers
         return

@@ -36,11 +36,14 @@ def pack(sources: np.ndarray, destinations: np.ndarray, out: np.ndarray) -> np.n
 
 
 def mark(edges: np.ndarray, there: np.ndarray) -> int:
-    """Set the bools `there` at both ends of the edges, below 2^31; return how many were not set."""
-    nodes = np.ascontiguousarray(edges)
-    if edges.dtype != PAIR:
-        nodes = np.concatenate([edges[name].astype(np.int32) for name in ENDS])
-    return _library().hpcgnn_mark(address(nodes), c_int64(nodes.nbytes // 4), address(there))
+    """Set the bools `there` at both ends of the edges; return how many were not set."""
+    if edges.dtype == PAIR:
+        nodes = np.ascontiguousarray(edges).view(np.int32)
+    else:
+        nodes = np.concatenate([edges[name] for name in ENDS])
+    return _library().hpcgnn_mark(
+        address(nodes), c_int64(nodes.itemsize == 8), c_int64(nodes.shape[0]), address(there)
+    )
 
 
 def unpack(edges: np.ndarray, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:

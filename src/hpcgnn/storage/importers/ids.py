@@ -45,7 +45,8 @@ def distinct(edges: Records, largest: int, scratch: Scratch) -> IdTable:
         return _from_lookup(edges, largest, scratch)
     ids = scratch.records(_ID)
     for chunk in edges.chunks():
-        ids.append(sorted_unique(np.concatenate([chunk["source"], chunk["destination"]])).view(_ID))
+        ends = sorted_unique(np.concatenate([chunk["source"], chunk["destination"]]))
+        ids.append(ends.astype(np.int64, copy=False).view(_ID))
     entries = scratch.records(_ENTRY)
     largest = -1
     for slab in sorted_slabs(ids, scratch, ("id",), whole=False):

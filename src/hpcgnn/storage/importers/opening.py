@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
-from hpcgnn.errors import InputError, OutputError
+from hpcgnn.errors import InputError, OutputError, human
 from hpcgnn.storage.importers.source import PIECE_BYTES
 from hpcgnn.system import is_named_pipe
 
@@ -127,7 +127,7 @@ def check_inflation(path: Path, packed: int, unpacked: int, dataset: str | None 
             "yourself",
             file=path,
             dataset=dataset,
-            value=f"{unpacked} bytes from {packed}",
+            value=f"{human(unpacked)} from {human(packed)}",
         )
 
 

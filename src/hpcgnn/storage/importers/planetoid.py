@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcgnn.errors import InputError, counted
+from hpcgnn.errors import InputError, counted, human
 from hpcgnn.storage.importers.opening import open_binary, require
 from hpcgnn.storage.importers.source import (
     Column,
@@ -119,7 +119,7 @@ def load_pickle(path: Path, limit: int) -> Any:
     """
     size = require(path).stat().st_size
     if 8 * size > limit:
-        raise InputError(f"takes {size} bytes, too many for --memory", file=path)
+        raise InputError(f"takes {human(size)}, too many for --memory", file=path)
     with open_binary(path) as file:
         data = file.read(size + 1)
     try:

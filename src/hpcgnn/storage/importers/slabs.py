@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted, human
 from hpcgnn.storage.importers.buckets import in_buckets
 from hpcgnn.storage.importers.ends import PAIR
 from hpcgnn.storage.importers.spool import Records, Scratch
@@ -67,8 +67,8 @@ def _ascending(packing: _Packing, numbers: np.ndarray, limit: int) -> Iterator[n
 
 def _too_many(node: int, count: int, dtype: np.dtype, limit: int) -> InputError:
     return InputError(
-        f"node {node} alone has {count} edges, which take {count * dtype.itemsize} bytes, and "
-        f"{limit} fit: raise --memory"
+        f"node {node} alone has {counted(count, 'edge')}, which take "
+        f"{human(count * dtype.itemsize)}, and {human(limit)} fit: raise --memory"
     )
 
 

@@ -136,7 +136,7 @@ class ParquetTable:
                 except (pa.ArrowException, OSError, ValueError) as error:
                     raise InputError(f"is damaged: {first_line(error)}", file=self.path) from None
                 if columns is None:
-                    return
+                    break
 
                 def place(k: int, first: int = first) -> str:
                     return f"row {first + k}"
@@ -147,6 +147,9 @@ class ParquetTable:
                     out.columns[name] = self._cast(columns[name], kind, name)
                 yield out
                 first += number
+        if first != self.num_rows:
+            text = f"is damaged or was replaced while it was read: {self.num_rows} rows announced"
+            raise InputError(text, file=self.path, value=first)
 
     def _columns(self, kinds: dict[str, str]) -> Generator[dict[str, pa.Array], None, None]:
         """Yield some rows of all columns at a time; two threads each decode half of the columns.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, human
 from hpcgnn.storage.importers.opening import require
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def load(path: Path, limit: int) -> Any:
     """
     size = require(path).stat().st_size
     if 2 * size > limit * 8:
-        raise InputError(f"takes {size} bytes, too many for --memory", file=path)
+        raise InputError(f"takes {human(size)}, too many for --memory", file=path)
     names = set(_USUAL)
     while True:
         try:

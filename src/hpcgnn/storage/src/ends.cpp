@@ -4,6 +4,20 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+namespace {
+
+template <class T>
+int64_t mark(const T* nodes, int64_t n, uint8_t* there) {
+    int64_t found = 0;
+    for (int64_t k = 0; k < n; k++) {
+        found += 1 - there[nodes[k]];
+        there[nodes[k]] = 1;
+    }
+    return found;
+}
+
+}  // namespace
+
 // Store the ends [n], every `step`-th number of `sources` and `destinations`, cut to 4 bytes, and
 // the lowest and the highest source, then those of the destinations in `bounds` [4]; n > 0.
 EXPORT void hpcgnn_pack(const int64_t* sources, const int64_t* destinations, int64_t step,
@@ -24,14 +38,11 @@ EXPORT void hpcgnn_pack(const int64_t* sources, const int64_t* destinations, int
     bounds[3] = high_d;
 }
 
-// Set there[node] to 1 for each of the nodes [n]; return how many of these were 0 before.
-EXPORT int64_t hpcgnn_mark(const int32_t* nodes, int64_t n, uint8_t* there) {
-    int64_t found = 0;
-    for (int64_t k = 0; k < n; k++) {
-        found += 1 - there[nodes[k]];
-        there[nodes[k]] = 1;
-    }
-    return found;
+// Set there[node] to 1 for each of the nodes [n], of 8 bytes if `wide`, else of 4; return how many
+// of these were 0 before.
+EXPORT int64_t hpcgnn_mark(const void* nodes, int64_t wide, int64_t n, uint8_t* there) {
+    return wide ? mark(static_cast<const int64_t*>(nodes), n, there)
+                : mark(static_cast<const int32_t*>(nodes), n, there);
 }
 
 // Store the sources of edges [n] in ascending order of their destinations, and for the nodes from

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from hpcgnn.comm.agreement import agreed
-from hpcgnn.errors import OutputError
+from hpcgnn.errors import OutputError, human
 from hpcgnn.storage.write import atomic
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _reserve(path: Path, temporary: Path, datasets: _Layout, first: bool) -> Non
     )
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and size > limit:
-        raise OutputError(f"needs about {size} bytes, above the limit on file sizes", file=path)
+        raise OutputError(f"needs about {human(size)}, above the limit on file sizes", file=path)
     if not first:
         return
     libc = ctypes.CDLL(None, use_errno=True)

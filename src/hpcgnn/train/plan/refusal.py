@@ -9,13 +9,12 @@ from functools import partial
 
 import torch
 
-from hpcgnn.errors import OutOfMemoryError
+from hpcgnn.errors import OutOfMemoryError, human
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.train.config import Config
 from hpcgnn.train.plan.estimate import estimate
 from hpcgnn.train.plan.ranks import smallest_ranks
 from hpcgnn.train.plan.shapes import largest_of, shape_of
-from hpcgnn.train.telemetry import human
 
 _USABLE = 0.92  # of a GPU's memory; the rest is for the context and fragmentation
 _REMEDY = (
