@@ -115,6 +115,12 @@ def test_strict_mode_compares_shapes(faulty):
 
 
 @pytest.mark.parametrize("fault", ["out_of_memory", "out_of_memory_in_torch"])
+def test_different_collective_calls_are_one_line(faulty):
+    outcome = faulty("wrong_operation", 2)
+    assert outcome.status == 3 and "Traceback" not in outcome.err
+    assert "names: the ranks are at different places in the program" in outcome.errors[0]
+
+
 def test_out_of_memory_is_one_line(faulty, fault):
     outcome = faulty(fault)
     assert outcome.status == 5 and "Traceback" not in outcome.err
