@@ -1,13 +1,26 @@
-"""What is said when Ctrl-C ends a verb."""
+"""What is said when Ctrl-C or another signal ends a verb."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from hpcgnn.cli.interruption import interruption_said
+
+TERMINATED = """
+import os, signal, sys
+from hpcgnn.cli import generate, main
+generate._write = lambda args, comm, *rest: (
+    os.kill(os.getpid(), signal.SIGTERM) if comm.rank else comm.barrier()
+)
+sys.exit(main.main(["generate", "rmat", sys.argv[1], "--nodes", "99", "--degree", "4", "-q"]))
+"""
 
 
 def said(capfd, verb: str, args: Namespace, *, writes: Path | None = None) -> str:
@@ -34,6 +47,22 @@ def test_the_line_says_what_became_of_the_output(tmp_path, capfd, monkeypatch):
     assert said(capfd, "partition", Namespace(out=None)) == line
     monkeypatch.setattr("hpcgnn.cli.interruption.launched", lambda: (1, 2))
     assert said(capfd, "convert", args) == ""
+
+
+def test_other_signals_are_named_with_the_rank_and_the_output(tmp_path):
+    """By the rank that one reached, here the last of two."""
+    program = tmp_path / "program.py"
+    program.write_text(TERMINATED)
+    done = subprocess.run(
+        ["mpiexec", "-n", "2", sys.executable, program, tmp_path / "g.h5"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=dict(os.environ),  # without the variables that MPI has set in C
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    line = f"hpcgnn: error: rank 1: generate was ended by SIGTERM: {tmp_path / 'g.h5'} was not"
+    assert done.stderr == f"{line} written\n"
 
 
 def test_training_says_how_to_continue(tmp_path, capfd):

@@ -95,6 +95,11 @@ def wrong_shape(comm: Any) -> None:
     comm.allreduce(np.ones(3 + (comm.rank == 1)), where="gradients")
 
 
+def wrong_operation(comm: Any) -> None:
+    comm.allreduce(-1.5) if comm.rank == 1 else comm.allgather("name", where="names")
+    comm.barrier()
+
+
 def out_of_memory(comm: Any) -> None:
     if comm.rank == 1:
         np.empty(1 << 60, np.uint8)

@@ -327,6 +327,16 @@ def test_several_losses_add_up(comm, shared_path):
     torch.testing.assert_close(one, two)
 
 
+@pytest.mark.several_ranks
+def test_different_numbers_of_losses_are_counted(comm, shared_path):
+    def losses(trainer, epoch):
+        loss = 0.5 * trainer.loss(trainer.output())
+        return [loss, loss][: 2 if comm.rank else 1]
+
+    with pytest.raises(InputError, match="yielded 1 loss on rank 0 and at least 2 on rank 1"):
+        make(comm, shared_path, losses=losses).run()
+
+
 def test_untrainable_models_are_refused_by_name(comm, shared_path):
     pyg = pytest.importorskip("torch_geometric.nn")
     frozen = Alone().requires_grad_(False)

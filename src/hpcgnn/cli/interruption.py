@@ -1,4 +1,4 @@
-"""What is said when Ctrl-C ends a verb."""
+"""What is said when Ctrl-C or another signal ends a verb."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hpcgnn.comm.launcher import launched
+from hpcgnn.comm.liveness.termination import Terminated
 from hpcgnn.errors import warn
 
 
 @contextmanager
 def interruption_said(verb: str | None, args: argparse.Namespace | None) -> Iterator[None]:
-    """Say in one line on rank 0 what Ctrl-C interrupted, and what became of its output."""
+    """Say in one line what a signal interrupted, and what became of its output.
+
+    Ctrl-C reaches all ranks, and rank 0 says it here. Another signal may reach any of them, so that
+    the end of the job says which.
+    """
     out = getattr(args, "out", None) or getattr(args, "output", None)
     before = _state(out)
     try:
         yield
-    except KeyboardInterrupt:
-        if launched()[0] == 0:
-            end = _of_run(args) if verb == "train" else _of_output(out, before)
+    except (KeyboardInterrupt, Terminated) as error:
+        end = _of_run(args) if verb == "train" else _of_output(out, before)
+        if isinstance(error, Terminated):
+            error.what, error.result = f"{verb} was ended", end
+        elif launched()[0] == 0:
             warn(f"hpcgnn: {verb} was interrupted: {end}")
         raise
 

@@ -229,19 +229,19 @@ class Command:
         status, error = 0, None
         workers = Workers(comm)
         shared = getattr(module, "SHARED", False)
-        if comm.rank == 0:
-            if not shared:
-                self._say_alone()
-            try:
-                with interruption_said(self.verb, self.args):
-                    status = module.run(self.args, workers if shared else None)
-                if shared and not workers.used:
+        with interruption_said(self.verb, self.args):
+            if comm.rank == 0:
+                if not shared:
                     self._say_alone()
-            except Exception as caught:
-                error = caught
-            workers.close()
-        else:
-            workers.serve()
+                try:
+                    status = module.run(self.args, workers if shared else None)
+                    if shared and not workers.used:
+                        self._say_alone()
+                except Exception as caught:
+                    error = caught
+                workers.close()
+            else:
+                workers.serve()
         failed = comm.broadcast(error is not None, where="serial verb")
         # Raised on all ranks alike, since it does not concern rank 0 alone.
         comm.agree(error or (HpcgnnError("failed on rank 0") if failed else None), "serial verb")

@@ -29,6 +29,8 @@ from hpcgnn.comm.mpi_library import MPI
 from hpcgnn.comm.unfinished import Unfinished, whole
 from hpcgnn.errors import Agreed, CommunicationError, HpcgnnError, InputError
 
+_MOST = 1 << 50  # bytes of an object
+
 
 class TensorSums(Protocol):
     """Sums of tensors over the ranks by another library than MPI."""
@@ -325,6 +327,11 @@ class Communicator:
         self._wait(self.mpi.Iallgather(np.array([own.size], np.int64), lengths_P), place)
         begins_P = np.cumsum(lengths_P) - lengths_P
         total = int(lengths_P.sum())
+        if not 1 <= lengths_P.min() <= lengths_P.max() <= _MOST:  # of something else
+            raise CommunicationError(
+                f"{place}: the ranks are at different places in the program: all must make the "
+                "same collective calls, in the same order"
+            )
         if total > collectives.LARGEST_MESSAGE:
             raise CommunicationError(f"{place}: {total} bytes are too many to gather on every rank")
         data = np.empty(total, np.uint8)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hpcgnn.comm.agreement import require_same
+from hpcgnn.comm.communicator import Communicator
 from hpcgnn.display import Display
-from hpcgnn.errors import InputError
+from hpcgnn.errors import InputError, counted
 from hpcgnn.graph.arguments import check_graph, check_module
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.models.settings import OWN
@@ -93,6 +95,34 @@ def shares_of(given: Any) -> Iterator[Any]:
         yield share
     if not count:
         raise InputError("losses(trainer, epoch) yielded no loss")
+
+
+def check_counts(comm: Communicator, count: int, *, more: bool) -> None:
+    """Check that all ranks, or none, have another loss after `count` losses. Collective.
+
+    In the background: where ranks differ, one may wait here and others in a layer of a further
+    loss, whose messages must not be mixed up with these.
+
+    Raises:
+        InputError: `losses` yielded different numbers of losses on the ranks.
+    """
+    more_P = np.zeros(comm.size, np.int64)
+    more_P[comm.rank] = more
+    comm.background().begin(more_P)
+    place = (
+        f"loss {count + 1}"
+        if more
+        else f"the end of losses(trainer, epoch), after {counted(count, 'loss')}"
+    )
+    (more_P,) = comm.background().finish(place)
+    if 0 < more_P.sum() < comm.size:
+        fewer, others = int(more_P.argmin()), int(more_P.argmax())
+        error = InputError(
+            f"losses(trainer, epoch) yielded {counted(count, 'loss')} on rank {fewer} and at least "
+            f"{count + 1} on rank {others}: each rank must yield its share of every loss "
+            "(0 * output.sum() if it has none)"
+        )
+        comm.agree(error, where="count the losses")
 
 
 def config_of_program(

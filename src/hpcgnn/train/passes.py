@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 from hpcgnn.errors import InputError
 from hpcgnn.graph.partitioned import PartitionedGraph
 from hpcgnn.tasks.task import Task
+from hpcgnn.train.arguments import check_counts
 from hpcgnn.train.calls import ModelCall
 from hpcgnn.train.diagnosis import first_layer
 from hpcgnn.train.optimisation import Attack
@@ -58,13 +60,16 @@ class Passes:
 
     def several(self, shares: Iterator[Any]) -> float:
         """Run a pass of each loss, of which `shares` yields this rank's part; collective."""
-        total = 0.0
-        while True:
-            with self.watch.phase("forward"), self.graph.comm.at("forward"):
-                share = next(shares, None)
-            if share is None:
-                return total
+        comm, total, end = self.graph.comm, 0.0, object()
+        comm.background()  # made by all ranks in step
+        for count in itertools.count():
+            with self.watch.phase("forward"), comm.at(f"forward of loss {count + 1}"):
+                share = next(shares, end)
+                check_counts(comm, count, more=share is not end)
+            if share is end:
+                break
             total += self._backward(share)
+        return total
 
     def _backward(self, share: Any, x_NF: Tensor | None = None, steps: int = 1) -> float:
         comm = self.graph.comm

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 SOON = 30.0  # seconds on a busy machine; each takes about one on a quiet one
+TERMINATED = "hpcgnn: error: rank 1: ended by SIGTERM"
 
 
 def test_an_exception_on_one_rank_ends_the_job(faulty):
@@ -114,6 +115,12 @@ def test_strict_mode_compares_shapes(faulty):
     assert "rank 1 is at allreduce sum of float64 (4,)" in outcome.errors[0]
 
 
+def test_different_collective_calls_are_one_line(faulty):
+    outcome = faulty("wrong_operation", 2)
+    assert outcome.status == 3 and "Traceback" not in outcome.err
+    assert "names: the ranks are at different places in the program" in outcome.errors[0]
+
+
 @pytest.mark.parametrize("fault", ["out_of_memory", "out_of_memory_in_torch"])
 def test_out_of_memory_is_one_line(faulty, fault):
     outcome = faulty(fault)
@@ -130,23 +137,25 @@ def test_out_of_memory_is_one_line(faulty, fault):
         ("terminated_while_waiting", signal.SIGTERM),
     ],
 )
-def test_signals_end_the_job_quietly(faulty, fault, number):
+def test_signals_end_the_job_without_a_traceback(faulty, fault, number):
     outcome = faulty(fault)
     assert outcome.status == 128 + number and outcome.seconds < SOON
-    assert outcome.errors == [] and "Traceback" not in outcome.err
+    assert outcome.errors == ([TERMINATED] if number == signal.SIGTERM else [])
+    assert "Traceback" not in outcome.err
     assert outcome.out == ("cleaned up\n" if number == signal.SIGTERM else "")
 
 
 def test_a_signal_ends_a_library_call_at_once(faulty):
     outcome = faulty("terminated_in_library")
     assert outcome.status == 128 + signal.SIGTERM and outcome.seconds < SOON
+    assert outcome.errors == [TERMINATED]
 
 
 def test_a_signal_to_one_rank_leaves_no_files_of_the_others(faulty, tmp_path):
     outcome = faulty("one_terminated_while_others_write", env={"TARGET": str(tmp_path / "x")})
     assert outcome.status == 128 + signal.SIGTERM and outcome.seconds < SOON
     assert list(tmp_path.iterdir()) == []
-    assert outcome.errors == [] and "Traceback" not in outcome.err
+    assert outcome.errors == [TERMINATED] and "Traceback" not in outcome.err
 
 
 def test_an_error_beside_a_library_call_keeps_its_status(faulty):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from hpcgnn.comm.liveness.failure import Ranks, abort, end_job
-from hpcgnn.comm.liveness.termination import ENDING, Handler, held
+from hpcgnn.comm.liveness.termination import ENDING, Handler, Terminated, held
 from hpcgnn.comm.liveness.watchdog import LostRank
 
 _STDERR = 2
@@ -83,6 +83,7 @@ def _hear(comm: Ranks, ours: Collection[int], reader: socket.socket) -> None:
             for number in heard:
                 # While this rank is leaving, the signal is its own, and another ends the job.
                 if number in ours and not comm.location.leaving:
+                    end_job(comm, Terminated(number))
                     abort(comm, 128 + number)
 
 

@@ -82,7 +82,7 @@ class Failure:
         if isinstance(error, KeyboardInterrupt):
             return cls(128 + signal.SIGINT, "", (), kind)
         if isinstance(error, Terminated):
-            return cls(128 + error.number, "", (), kind)
+            return cls(128 + error.number, str(error), (), kind)
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return cls(128 + signal.SIGPIPE, "", (), kind)
         if isinstance(error, SystemExit):

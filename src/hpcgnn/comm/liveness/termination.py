@@ -32,11 +32,20 @@ class Terminated(BaseException):
 
     Attributes:
         number: the signal.
+        what: what it ended.
+        result: what became of that, if anything is to be said.
     """
+
+    what = "ended"
+    result = ""
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__(number)
         self.number = number
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+        return f"{self.what} by {name}{': ' if self.result else ''}{self.result}"
 
 
 def uninterruptible(function: Callable[_P, _R]) -> Callable[_P, _R]:
