@@ -266,7 +266,7 @@ def test_jobs_that_do_not_fit_are_refused_in_one_line(mpirun, tmp_path, capsys):
     assert main.main(["plan", str(graph), "--ranks", "2", "--memory-per-rank", "64MiB"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"hpcgnn: error: {graph}: does not fit: ") and error.count("\n") == 1
-    for wrong in (["--ranks", "0"], ["--memory-per-rank", "much"]):
+    for wrong in (["--ranks", "0"], *(["--memory-per-rank", size] for size in ("much", "4"))):
         assert main.main(["plan", str(graph), *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "text.h5").write_text("text")
