@@ -101,6 +101,24 @@ def test_only_predictions_are_replaced(comm, parts):
 
 
 @pytest.mark.mpi
+def test_files_that_do_not_fit_the_ranks_are_refused_before_pytorch_is_loaded(comm, copied, capsys):
+    made = Path(f"partitions/g.p{comm.size}.h5")
+    if comm.rank == 0:
+        made.parent.mkdir(exist_ok=True)
+        made.touch()
+    comm.barrier()
+    call(comm, partition, "g.h5", "--parts", comm.size + 1, "--method", "block", "-o", "more.h5")
+    capsys.readouterr()
+    wrong = [("more.h5", "g.h5", f"has {comm.size + 1} parts"), ("parts.h5", "run", "no such file")]
+    if comm.size > 1:
+        wrong.append(("g.h5", "g.h5", f"g.h5: is not divided into parts: predict on {made}"))
+    for graph, checkpoint, words in wrong:
+        with pytest.raises(InputError, match=words):
+            call(comm, predict, graph, checkpoint, "-o", "pr.h5")
+    assert "PyTorch" not in capsys.readouterr().out
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("options", [(), ("--correct-and-smooth",)])
 def test_the_split_is_that_of_training_by_default(comm, parts, capsys, options):
     """Unless another is given; label inputs and smoothing use the labels of its training nodes."""

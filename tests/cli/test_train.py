@@ -106,6 +106,25 @@ def parts_of(comm: Communicator, graph: Path) -> Path:
     return Path(f"partitions/g.p{comm.size}.h5") if comm.size > 1 else graph
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "rgcn"), "g.h5: --model rgcn needs relations"),
+        (("--task", "labels"), "--task labels doesn't fit .*: nodes have one label each"),
+        (("--metric", "rmse"), "--metric rmse doesn't fit classes"),
+        (("--split", 2), "has 2 splits, none with this number"),
+        (("--model", "none.py:Net"), "none.py: no such file"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused_before_the_graph_is_partitioned(
+    comm, graph, options, words
+):
+    with pytest.raises(InputError, match=words):
+        call(comm, train, graph, *options)
+    assert not Path("partitions").exists()
+
+
 @pytest.fixture
 def alone() -> Iterator[Communicator]:
     """Return a communicator of this rank alone."""

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import time
 from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 
 from hpcgnn.comm import launcher
-from hpcgnn.train import stop
+from hpcgnn.train import ending, stop
+from hpcgnn.train.config import Config
 from hpcgnn.train.stop import StopRequest, TimeLimit, slurm_end_time
 
 
@@ -55,6 +57,15 @@ def test_a_task_of_an_array_asks_for_its_own_end(tmp_path, monkeypatch):
     for name, value in (("JOB_ID", "7"), ("ARRAY_JOB_ID", "7"), ("ARRAY_TASK_ID", "2")):
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert slurm_end_time() == datetime(2030, 1, 1).timestamp()
+
+
+def test_a_stopped_run_of_an_own_model_names_its_file_again():
+    """Resuming runs no code that only the run directory names."""
+    config = Config.of(model="net.py:Net")
+    run = SimpleNamespace(
+        of_program=False, comm=SimpleNamespace(size=1), run_dir="runs/net", config=config
+    )
+    assert ending._way_on(run) == "hpcgnn train --resume runs/net --model net.py:Net"
 
 
 def test_ctrl_c_requests_a_stop_and_a_second_press_ends_the_run(monkeypatch, capfd):

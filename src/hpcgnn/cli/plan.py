@@ -23,6 +23,7 @@ PARALLEL = False
 
 _COUNTS = ("nodes", "edges", "features", "classes", "relations", "edge_width")
 _MOST_COUNTS = 64  # of numbers of ranks
+_LEAST_MEMORY = 1 << 20
 _INTEGER = re.compile(r"\s*-?[0-9]+\s*")
 
 
@@ -100,7 +101,13 @@ def run(args: argparse.Namespace, comm: None) -> int:
     subject = _of_numbers(args, config) if args.graph is None else _of_file(args, config)
     counts = _ranks(args.ranks, subject)
     limit = None if machine is None else machine.memory_per_rank
-    limit = limit if args.memory_per_rank is None else parse_size(args.memory_per_rank)
+    if args.memory_per_rank is not None:
+        limit = parse_size(args.memory_per_rank)
+        if limit < _LEAST_MEMORY:
+            raise InputError(
+                f"--memory-per-rank is of {counted(limit, 'byte')}: give it as in 4GiB",
+                value=args.memory_per_rank,
+            )
     own = None
     if config.model.own:
         from hpcgnn.train.plan.own import measured

@@ -306,6 +306,29 @@ def _check_output(args: argparse.Namespace, comm: Communicator) -> None:
     )
     with agreed(comm, "check the output"):
         if comm.rank == 0:
-            for file in (args.partition, args.only, args.pairs):
+            run = args.checkpoint if Path(args.checkpoint or "").name != "best.h5" else None
+            for file in (args.partition, run, args.only, args.pairs):
                 if file is not None and not Path(file).exists():
                     raise InputError("no such file", file=file)
+            _check_parts(Path(args.partition), comm)
+
+
+def _check_parts(path: Path, comm: Communicator) -> None:
+    """Refuse a file without a part for each rank; called on rank 0."""
+    from hpcgnn.storage.read.partition_file import MAX_PARTS
+    from hpcgnn.storage.read.parts import check_ranks
+    from hpcgnn.storage.read.reader import Reader
+    from hpcgnn.storage.schema import GRAPH, PARTITION
+
+    with Reader(path, None) as reader:
+        kind = reader.text("format")
+    if kind == GRAPH:
+        if comm.size == 1:
+            return
+        from hpcgnn.partition.pipeline import default_file
+
+        made = default_file(path, comm.size)
+        if made.exists():
+            raise InputError(f"is not divided into parts: predict on {made}", file=path)
+    with Reader(path, PARTITION) as reader:
+        check_ranks(reader.integer("num_parts", 1, MAX_PARTS), comm, path)

@@ -94,9 +94,23 @@ def run(args: argparse.Namespace, comm: Communicator) -> int:
             from hpcgnn.train.run_directory import held
 
         imported = resident_memory() - resident_files()
+        _check_before_partition(source, comm, config)
         partition = file_of_parts(source, comm, config, display)
         with held(run_dir, comm, fresh=not args.resume):
             return _train(args, comm, config, source, partition, run_dir, imported, display)
+
+
+def _check_before_partition(source: Path, comm: Communicator, config: Config) -> None:
+    """Refuse a model or task that doesn't fit the graph before it is partitioned. Collective."""
+    from hpcgnn.comm.agreement import agreed
+    from hpcgnn.train.own_model import ModelFile
+    from hpcgnn.train.plan.file_shapes import check_file
+
+    with agreed(comm, "open graph"):
+        if config.model.own:
+            ModelFile.of(config.model)
+        if comm.rank == 0:
+            check_file(source, config)
 
 
 def _places(args: argparse.Namespace, comm: Communicator) -> tuple[Path, Path]:

@@ -104,6 +104,9 @@ def check_task(
         return
     if not labels:
         raise nothing_to_learn("labels or no split")
+    if kind in ("classes", "labels") and multilabel != (kind == "labels"):
+        have = "several labels" if multilabel else "one label"
+        raise InputError(f"--task {kind} doesn't fit what is to be learned: nodes have {have} each")
     of_classes, of_ones = settings.class_weights, settings.positive_weights
     if kind == "classes" and num_outputs:
         metric = checked(metric, CLASS_METRICS, "classes")

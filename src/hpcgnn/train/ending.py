@@ -10,7 +10,7 @@ from hpcgnn.comm.agreement import agreed
 from hpcgnn.comm.communicator import Communicator
 from hpcgnn.comm.launcher import launcher
 from hpcgnn.display import Display, Stage
-from hpcgnn.errors import OutputError
+from hpcgnn.errors import OutputError, printable
 from hpcgnn.tasks.task import Task
 from hpcgnn.train.checkpoint.store import CheckpointStore
 from hpcgnn.train.config import Config
@@ -117,7 +117,9 @@ def say_end(trainer: InDirectory, finished: bool) -> None:
 def _way_on(trainer: InDirectory) -> str:
     if trainer.of_program:
         return f"Trainer(..., run_dir={str(trainer.run_dir)!r}, resume=True)"
-    return f"{launcher(trainer.comm.size)}hpcgnn train --resume {trainer.run_dir}"
+    model = trainer.config.model
+    again = f" --model {printable(model.kind)}" if model.own else ""  # its code isn't run unasked
+    return f"{launcher(trainer.comm.size)}hpcgnn train --resume {trainer.run_dir}{again}"
 
 
 def check_failure(trainer: InDirectory, ended: bool = False) -> None:

@@ -16,6 +16,7 @@ import torch
 
 import hpcgnn
 from hpcgnn.cli import main
+from hpcgnn.errors import InputError
 from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.config import Config
@@ -71,8 +72,10 @@ def test_regression_targets_count_as_outputs(tmp_path, width):
     values = np.full((6, width) if width else 6, 0.5)
     masks = {"x": np.ones((6, 2)), "train_mask": np.ones(6, bool)}
     path = hpcgnn.from_scipy(scipy.sparse.eye_array(6), tmp_path / "g.h5", y=values, **masks)
-    shape_at, parts, _ = shapes_of_file(path, SAGE)
+    shape_at, parts, _ = shapes_of_file(path, SAGE.changed(metric="rmse", loss="huber"))
     assert shape_at(1).outputs == (width or 1) and parts is None
+    with pytest.raises(InputError, match="accuracy doesn't fit numbers"):
+        shapes_of_file(path, SAGE.changed(metric="accuracy"))
 
 
 def test_pairs_and_parts_are_read_from_the_file(tmp_path):
@@ -266,7 +269,7 @@ def test_jobs_that_do_not_fit_are_refused_in_one_line(mpirun, tmp_path, capsys):
     assert main.main(["plan", str(graph), "--ranks", "2", "--memory-per-rank", "64MiB"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"hpcgnn: error: {graph}: does not fit: ") and error.count("\n") == 1
-    for wrong in (["--ranks", "0"], ["--memory-per-rank", "much"]):
+    for wrong in (["--ranks", "0"], *(["--memory-per-rank", size] for size in ("much", "4"))):
         assert main.main(["plan", str(graph), *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "text.h5").write_text("text")

@@ -160,6 +160,16 @@ def _pairs_per_edge(reader: Reader, counts: Counts, prefixes: list[str]) -> floa
     return pairs / edges if edges else None
 
 
+def check_file(path: Path, config: Config) -> None:
+    """Check, from its header, that a graph or partition file has what these settings need.
+
+    Raises:
+        InputError: it hasn't, or its header is damaged.
+    """
+    with _opened(path) as reader:
+        _check(config, read_counts(reader), reader, _prefixes(reader))
+
+
 def _check(config: Config, counts: Counts, reader: Reader, prefixes: list[str]) -> None:
     """Refuse what `train` would."""
     prefix = prefixes[0]
@@ -174,7 +184,7 @@ def _check(config: Config, counts: Counts, reader: Reader, prefixes: list[str]) 
         features=next((kind for kind in ("typed", "sparse", "dense") if kinds[kind]), "none"),
         labels=reader.has(f"{prefix}nodes/labels") and counts.num_splits > 0,
         multilabel=bool(counts.multilabel),
-        num_outputs=_outputs(reader, counts, prefix),
+        num_outputs=counts.num_classes,
         num_relations=counts.num_relations,
         edge_width=counts.edge_width,
     )

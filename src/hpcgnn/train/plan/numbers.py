@@ -44,7 +44,7 @@ class GraphNumbers:
         facts = Facts(
             features="dense" if self.features else "none",
             labels=True,
-            multilabel=False,
+            multilabel=config.task.kind == "labels",
             num_outputs=self.classes,
             num_relations=self.relations,
             edge_width=self.edge_width,
