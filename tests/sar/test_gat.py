@@ -133,6 +133,22 @@ def test_products_overlap_with_messages_and_give_the_same_bits(comm, monkeypatch
     assert all(map(torch.equal, found(), meanwhile))
 
 
+def test_a_backward_that_failed_can_be_repeated(comm, monkeypatch):
+    """With retain_graph, while the error holds z, over which gradients were written early."""
+    monkeypatch.setattr(products, "_CACHED", 1 << 10)  # 1,024 rows
+    owners = (np.arange(NODES) * comm.size // NODES).astype(int)
+    graph, layer = distribute(ring_of_nodes(), comm, owners), nn.GATConv(WIDTH, WIDTH)
+    x = graph.features.clone().requires_grad_()
+    layer(graph, x).sin().sum().backward()
+    expected, x.grad = x.grad, None
+    loss = layer(graph, x).sin().sum()
+    with monkeypatch.context() as failing, pytest.raises(TypeError) as error:
+        failing.setattr(gat.AfterEdges, "finish", None)
+        loss.backward(retain_graph=True)
+    loss.backward()
+    assert error.tb is not None and torch.equal(x.grad, expected)
+
+
 def test_inference_keeps_no_arrays(comm):
     graph = distribute(random_graph(9, 24, width=6), comm)
     with torch.no_grad():

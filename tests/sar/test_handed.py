@@ -24,6 +24,11 @@ def layers() -> Stack:
     ).train()
 
 
+class Halved(torch.nn.Module):
+    def forward(self, graph, x):
+        return x / 2
+
+
 class Work:
     """What is done, in order: rows made and slabs of gradients added for the next layer."""
 
@@ -75,6 +80,15 @@ def test_the_next_layer_makes_rows_that_it_sends_first_with_the_same_bits(comm, 
     monkeypatch.setattr(products, "_CACHED", 1 << 10)
     monkeypatch.setattr(ConstantGradients, "are_of", lambda *_: False)  # as if a hook changed them
     assert all(map(torch.equal, found(), handed))
+
+
+def test_a_layer_before_a_module_of_a_users_hands_nothing_on(comm, monkeypatch):
+    graph, work, model = distribute(ring_of_nodes(), comm), Work(monkeypatch), layers().eval()
+    model.dropouts[0] = Halved()
+    y = model(graph, graph.features)
+    x = model.convs[0](graph, graph.features) / 2
+    assert not work.made
+    assert torch.equal(y, model.convs[2](graph, torch.relu(model.convs[1](graph, x))))
 
 
 def test_a_layer_with_hooks_hands_nothing_on(comm, monkeypatch):

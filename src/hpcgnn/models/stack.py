@@ -215,7 +215,7 @@ class Stack(torch.nn.Module):
         step = flow[layer] if flow else None
         graph, x_NF = enter(step, graph, x_NF)
         then: dict[str, Any] = {} if dropout is None else {"then": dropout.rectifier(graph)}
-        if self._hands(graph, x_NF, layer, flow):
+        if dropout is not None and self._hands(graph, x_NF, layer, flow):
             then["hands"] = True
         y_NF: Tensor = self.convs[layer](graph, x_NF, **then)
         if self.residual:

@@ -193,10 +193,15 @@ class _Saved:
         x = dense if ctx.x is None else refill(ctx.x, rest[: ctx.num_held])
         if z_NK is None:
             z_NK, z_is_ours = ctx.newest(), True
+            ctx.newest = _nothing  # z is overwritten: not for a backward after one that failed
             if z_NK is ctx.graph.execution.wide:
                 ctx.graph.execution.wide = None
         fields: Any = (x, *layer, z_NK, z_is_ours, rest[ctx.num_held :])
         return cls(*fields)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _over_edges(
