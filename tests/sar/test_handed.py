@@ -10,7 +10,8 @@ from torch import Tensor
 from hpcgnn import nn
 from hpcgnn.models.stack import Stack
 from hpcgnn.sar import products
-from hpcgnn.sar.handed import ConstantGradients, Handed
+from hpcgnn.sar.handed import Handed
+from hpcgnn.sar.sage_constant import ConstantGradients
 from tests.graphs import distribute
 from tests.sar.test_sage import NODES, WIDTH, ring_of_nodes
 

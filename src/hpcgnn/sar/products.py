@@ -338,6 +338,11 @@ def row_slabs(x_NK: Tensor) -> list[slice]:
     return [slice(low, min(low + most, count)) for low in range(0, max(count, 1), most)]
 
 
+def next_slab(x_NK: Tensor, start: int) -> slice | None:
+    """Return the slab that begins with row `start`; None at the end."""
+    return next((rows for rows in row_slabs(x_NK) if start == rows.start < len(x_NK)), None)
+
+
 def dense_rows(x: NodeFeatures, device: torch.device) -> Tensor:
     """Return node features as a dense `[n, F]` on `device`, for code that reads every entry."""
     if isinstance(x, Tensor):
