@@ -64,8 +64,8 @@ def main(comm, path, run_dir="runs/own_model", epochs=30):
         clip_norm=1.0,
         callbacks=[say_rate],
     )
-    trainer.run()
-    hpcgnn.predict(graph, run_dir, model, out=f"{run_dir}/predictions.h5", force=True)
+    if trainer.run():  # else it was stopped, and the next start resumes
+        hpcgnn.predict(graph, run_dir, model, out=f"{run_dir}/predictions.h5", force=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 # Sourced by the job scripts. Reads the profile of the machine and defines
 #     serial VERB ARGS...     one process
 #     launch VERB ARGS...     all ranks: srun inside a job, mpiexec (HPCGNN_RANKS, 2) outside
+#     on_ranks COMMAND...     the same for any command
 #     requeue_if_stopped DIR  after training: back into the queue if it stopped before its last epoch
 # Variables: HPCGNN_HOME (folder of jobs/; the one sbatch was called in), HPCGNN_PROFILE (a file in
 # jobs/profiles; plain), HPCGNN_VENV (the Python environment; the one active at sbatch, or the profile's).
@@ -76,10 +77,12 @@ forward() {
     scancel --signal=USR1 "$job" 2>/dev/null || kill -USR1 "$step" || true
 }
 
-launch() {
+launch() { on_ranks python -P -m hpcgnn "$@"; }
+
+on_ranks() {
     local status=0
     if [ -z "${SLURM_JOB_ID:-}" ]; then
-        attended mpiexec -n "$HPCGNN_RANKS" python -P -m hpcgnn "$@"
+        attended mpiexec -n "$HPCGNN_RANKS" "$@"
         return
     fi
     woken=
@@ -87,8 +90,7 @@ launch() {
     trap 'forward TERM' TERM
     trap 'pass TERM' INT HUP  # in a shell of salloc
     # In the background: bash runs a trap only between commands or while it waits.
-    srun --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" "$HPCGNN_HOME/jobs/rank.sh" \
-        python -P -m hpcgnn "$@" &
+    srun --kill-on-bad-exit=1 "${SRUN_OPTIONS[@]}" "$HPCGNN_HOME/jobs/rank.sh" "$@" &
     step=$!
     wait_for_step || status=$?
     trap - USR1 TERM INT HUP

@@ -38,6 +38,7 @@ def _bash(
         (["sweep.sbatch", "-list", "g.h5"], {"SLURM_ARRAY_TASK_ID": "1e touch ran;"}, "a line"),
         (["sweep.sbatch", "-list", "g.h5"], {"SLURM_ARRAY_TASK_ID": "1"}, "several files named a"),
         (["sweep.sbatch", "-list", "g.h5"], {"SLURM_ARRAY_TASK_ID": "3"}, r"a file: $'\E[31m'"),
+        (["program.sbatch", "r"], {}, "give the run directory, then a Python program: r ''"),
         (["pipeline.sh", "--nodes"], {}, "a value after: --nodes"),
         (["pipeline.sh", "--nodes", "PATH[$(touch ran)]", "g.h5", "web"], {}, "not a number of"),
         (["pipeline.sh", "g.h5", ".."], {}, "NAME must fit in the names of files: .."),
@@ -120,6 +121,14 @@ def test_jobs_take_an_active_conda_environment_that_has_hpcgnn(tmp_path, install
     script = f"source {JOBS}/launch.sh; echo $HPCGNN_VENV"
     done = _bash(tmp_path, "-c", script, variables=none)
     assert (done.stdout == f"{tmp_path}\n") == installed, done.stderr
+
+
+def test_a_program_of_ones_own_runs_on_all_ranks_and_imports_what_is_beside_it(tmp_path):
+    (tmp_path / "beside.py").write_text("SAID = 'beside'\n")
+    (tmp_path / "own.py").write_text("import beside, sys; print(beside.SAID, *sys.argv[1:])\n")
+    command = [JOBS / "program.sbatch", "run", "own.py", "--two", "words of one"]
+    done = _bash(tmp_path, *command, variables={"HPCGNN_RANKS": "2"})
+    assert done.stdout == "beside --two words of one\n" * 2, done.stderr
 
 
 @pytest.mark.parametrize("model", ["--model=net.py:Net", "--model net.py:Net", "--model sage"])
