@@ -156,7 +156,7 @@ def test_a_graph_that_will_not_fit_is_refused_before_the_method(comm, shared_pat
     monkeypatch.setattr(machines, "available_memory", lambda: 10 << 20)
     with monkeypatch.context() as patch:
         patch.setattr("hpcgnn.partition.pipeline.assign", lambda *_: pytest.fail("called"))
-        with pytest.raises(InputError, match=r"laying out the parts would need about \d\d\.\d MB"):
+        with pytest.raises(InputError, match=r"laying out the parts would need about \d+\.\d MB"):
             partition_graph(comm, path, 2, "random", shared_path / "out.h5")
     enough = int(26e6 + 16e6 + 1e6) * comm.size
     for room, noted in ((2 * enough, False), (enough * 9 // 10, True)):
