@@ -109,8 +109,8 @@ def test_a_rank_that_stops_ends_the_job(tmp_path, call, words):
 )
 def test_a_rank_that_ends_between_two_collective_calls_ends_the_job(tmp_path, fault, expected):
     """Its open file must not be closed: that would wait for the other rank."""
-    status, seconds, err = write_with(fault, "parallel._write", tmp_path / "p.h5", timeout=25)
-    assert status == expected and seconds < 20, err
+    status, seconds, err = write_with(fault, "parallel._write", tmp_path / "p.h5", timeout=90)
+    assert status == expected and seconds < 60, err
     assert list(tmp_path.iterdir()) == []
 
 
