@@ -16,6 +16,7 @@ import torch
 
 import hpcgnn
 from hpcgnn.cli import main
+from hpcgnn.errors import InputError
 from hpcgnn.storage.fingerprint import fingerprint, to_hex
 from hpcgnn.storage.write import atomic
 from hpcgnn.train.config import Config
@@ -71,8 +72,10 @@ def test_regression_targets_count_as_outputs(tmp_path, width):
     values = np.full((6, width) if width else 6, 0.5)
     masks = {"x": np.ones((6, 2)), "train_mask": np.ones(6, bool)}
     path = hpcgnn.from_scipy(scipy.sparse.eye_array(6), tmp_path / "g.h5", y=values, **masks)
-    shape_at, parts, _ = shapes_of_file(path, SAGE)
+    shape_at, parts, _ = shapes_of_file(path, SAGE.changed(metric="mae", loss="huber"))
     assert shape_at(1).outputs == (width or 1) and parts is None
+    with pytest.raises(InputError, match="--metric accuracy doesn't fit numbers"):
+        shapes_of_file(path, SAGE.changed(metric="accuracy"))
 
 
 def test_pairs_and_parts_are_read_from_the_file(tmp_path):

@@ -174,7 +174,7 @@ def _check(config: Config, counts: Counts, reader: Reader, prefixes: list[str]) 
         features=next((kind for kind in ("typed", "sparse", "dense") if kinds[kind]), "none"),
         labels=reader.has(f"{prefix}nodes/labels") and counts.num_splits > 0,
         multilabel=bool(counts.multilabel),
-        num_outputs=_outputs(reader, counts, prefix),
+        num_outputs=counts.num_classes,
         num_relations=counts.num_relations,
         edge_width=counts.edge_width,
     )
