@@ -39,6 +39,7 @@ def _bash(
         (["sweep.sbatch", "-list", "g.h5"], {"SLURM_ARRAY_TASK_ID": "1"}, "several files named a"),
         (["sweep.sbatch", "-list", "g.h5"], {"SLURM_ARRAY_TASK_ID": "3"}, r"a file: $'\E[31m'"),
         (["program.sbatch", "r"], {}, "give the run directory, then a Python program: r ''"),
+        (["train.sbatch", "g.h5"], {"HPCGNN_HOME": ""}, "launch.sh: no such file; call sbatch"),
         (["pipeline.sh", "--nodes"], {}, "a value after: --nodes"),
         (["pipeline.sh", "--nodes", "PATH[$(touch ran)]", "g.h5", "web"], {}, "not a number of"),
         (["pipeline.sh", "g.h5", ".."], {}, "NAME must fit in the names of files: .."),

@@ -42,12 +42,16 @@ class Net(torch.nn.Module):
         self.frozen.weight.requires_grad = False
         self.dropout = dropout
 
-    def forward(self, graph, x):
+    def hidden(self, graph, x):
         if self.embedding is not None:
             x = torch.cat([x, self.embedding(graph)], dim=1)
-        x = functional.dropout(
-            torch.relu(self.norm(self.first(graph, x))), self.dropout, self.training
-        )
+        return torch.relu(self.norm(self.first(graph, x)))
+
+    def embed(self, graph):
+        return self.hidden(graph, graph.features)
+
+    def forward(self, graph, x):
+        x = functional.dropout(self.hidden(graph, x), self.dropout, self.training)
         return self.frozen(self.second(graph, x))
 
 
@@ -172,15 +176,20 @@ def test_predictions_use_the_averaged_weights(comm, shared_path):
     graph = part(comm)
     model = hpcgnn.convert_norms(Net(graph), graph)
     last = shared_path / "checkpoints" / "last.h5"
-    found = hpcgnn.predict(graph, last, model, out=shared_path / "p.npz")
+    found = hpcgnn.predict(graph, last, model, out=shared_path / "p.npz", embeddings=True)
     with trainer.average.applied(), torch.no_grad():
-        expected = trainer.learned.modules[""].eval()(trainer.graph, trainer.graph.features)
+        trained = trainer.learned.modules[""].eval()
+        expected = trained(trainer.graph, trainer.graph.features)
+        embedded = trained.embed(trainer.graph)
     probabilities = torch.softmax(expected, dim=1)
     assert torch.equal(torch.from_numpy(found.rows["probabilities"]), probabilities)
     assert found.scores["valid"] == trainer.scores["valid"]["accuracy"]
     comm.barrier()
-    written = np.load(shared_path / "p.npz")["probabilities"]
-    np.testing.assert_array_equal(written, collect(graph, probabilities).numpy())
+    written = np.load(shared_path / "p.npz")
+    for name, rows in (("probabilities", probabilities), ("embeddings", embedded)):
+        np.testing.assert_array_equal(written[name], collect(graph, rows).numpy())
+    with pytest.raises(InputError, match=r"was trained by a Python program: .*graph, run, model"):
+        hpcgnn.predict(graph, last)
 
 
 def test_gradients_are_clipped_by_the_norm_over_all_ranks(comm):

@@ -160,3 +160,8 @@ def test_a_run_directory_that_cannot_be_created_is_refused_on_all_ranks(comm, sh
         held(shared_path / "file" / "run", comm),
     ):
         pass
+    with (
+        pytest.raises(InputError, match="file: is not a folder: choose another --run-dir"),
+        held(shared_path / "file", comm),
+    ):
+        pass

@@ -61,6 +61,7 @@ def partition_graph(
         out: the partition file (default: partitions/NAME.pP.h5); its folder is made.
         seed: seed of the method, and of the random partition for comparison; ignored with
             `options`.
+        compress: gzip the datasets.
         force: replace an existing partition file.
         command: the calling verb, stored in the file.
         display: shows the progress.

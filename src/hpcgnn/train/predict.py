@@ -222,6 +222,7 @@ def predict(
     out: str | Path | None = None,
     any_graph: bool = False,
     force: bool = False,
+    embeddings: bool = False,
 ) -> Prediction:
     """Apply a checkpoint to every node, in a Python program; collective.
 
@@ -236,9 +237,12 @@ def predict(
         any_graph: accept a checkpoint of another graph, not only of that which this one was read
             like.
         force: replace former predictions.
+        embeddings: add the array `embeddings`: the input of a built-in model's last layer, or what
+            the method `embed(graph)` of a model of your own returns, `[local nodes, any]`.
 
     Raises:
-        InputError: the checkpoint is of another graph or model, or can't be read; `out` exists.
+        InputError: the checkpoint is of another graph or model, or can't be read; `out` exists; the
+            model has no embeddings.
         OutputError: `out` can't be written.
     """
     check_graph(graph, "predict")
@@ -258,7 +262,8 @@ def predict(
             read_format=prediction_file.format_of,
         )
     path, found = read_checkpoint(Path(checkpoint), comm)
-    result = Predictor(graph, found, path, any_graph=any_graph, model=model, task=task).run()
+    predictor = Predictor(graph, found, path, any_graph=any_graph, model=model, task=task)
+    result = predictor.run(embeddings=embeddings)
     if out is not None:
         attributes: dict[str, int | str | dict] = {
             "config": found.config.to_json(),
@@ -429,6 +434,12 @@ def _own_model(
                 "was trained with a model of your own, and code that a checkpoint names isn't run "
                 f"unless you ask for it: add --model {printable(settings.kind)[:200]}, or in "
                 "Python model=...",
+                file=path,
+            )
+        if not model_file:
+            raise InputError(
+                "was trained by a Python program: predict there, with hpcgnn.predict(graph, run, "
+                "model), or name a file that makes its model, --model FILE.py:NAME",
                 file=path,
             )
         file = ModelFile.of(replace(settings, kind=model_file or settings.kind))

@@ -60,6 +60,9 @@ def held(
                     _refuse_others(run_dir)
                     if fresh:
                         _refuse_checkpoints(run_dir)
+            except FileExistsError:
+                text = "is not a folder: choose another --run-dir"
+                raise InputError(text, file=run_dir) from None
             except OSError as error:
                 raise OutputError(f"can't be written: {error.strerror}", file=run_dir) from None
         yield
