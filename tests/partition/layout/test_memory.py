@@ -11,7 +11,7 @@ from hpcgnn.comm import shortage as machines
 from hpcgnn.errors import InputError
 from hpcgnn.partition import routing
 from hpcgnn.partition.edges import SlabEdges
-from hpcgnn.partition.layout import assembly, columns, memory
+from hpcgnn.partition.layout import assembly, blocks, columns, memory
 from hpcgnn.partition.layout.sources import FileSource
 from hpcgnn.partition.options import PartitionOptions
 from hpcgnn.partition.pipeline import partition_graph
@@ -54,20 +54,25 @@ def write(path, kind):
             writer.append_features(rng.random((N, 200)).astype(np.float32))
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse", "typed", "weights", "edges"])
-def test_estimate_is_near_what_is_measured(comm, tmp_path, monkeypatch, kind):
-    """Without the fixed bytes, which are for windows, libraries and what the allocator keeps."""
-    path = tmp_path / "graph.h5"
-    write(path, kind)
+def use_small_windows(monkeypatch):
     for module, name, value in (
         (memory, "_FIXED", 0),
         (memory, "_WINDOWS", 0),
         (columns, "_WINDOW_BYTES", 1 << 17),
         (columns, "EDGES", 1 << 13),
         (assembly, "EDGES", 1 << 13),
+        (blocks, "ROWS", 1 << 12),
         (routing, "ROWS", 1 << 12),
     ):
         monkeypatch.setattr(module, name, value)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "typed", "weights", "edges"])
+def test_estimate_is_near_what_is_measured(comm, tmp_path, monkeypatch, kind):
+    """Without the fixed bytes, which are for windows, libraries and what the allocator keeps."""
+    path = tmp_path / "graph.h5"
+    write(path, kind)
+    use_small_windows(monkeypatch)
     with GraphFile(path) as graph:
         source = FileSource(graph, 0, N)
         edges = SlabEdges(0, N, source.indptr, graph.read_sources)
@@ -81,6 +86,35 @@ def test_estimate_is_near_what_is_measured(comm, tmp_path, monkeypatch, kind):
         tracemalloc.stop()
     assert bool(numbers.symmetric) == (kind == "weights")
     assert 0.85 < need.bytes(held, symmetric=bool(numbers.symmetric)) / measured < 1.15
+
+
+@pytest.mark.mpi
+@pytest.mark.several_ranks
+def test_a_part_that_most_edges_leave_is_not_underestimated(comm, shared_path, monkeypatch):
+    path, size = shared_path / "graph.h5", comm.size
+    if comm.rank == 0:
+        source, target = random_edges(N, 40 * N)
+        with GraphWriter(path, num_nodes=N, config={}) as writer:
+            writer.append_rows(np.bincount(target, minlength=N), source // size)
+    comm.barrier()
+    use_small_windows(monkeypatch)
+    with GraphFile(path) as graph:
+        low, high = (N * rank // size for rank in (comm.rank, comm.rank + 1))
+        source = FileSource(graph, low, high)
+        edges = SlabEdges(low, high, source.indptr, graph.read_sources)
+        owner = (np.arange(low, high) * size // N).astype(np.int32)
+        problem = Problem(edges, N, size, np.empty(0, int), owner, PartitionOptions())
+        _, out_edges = random_numbers(comm, problem, owner)
+        held = memory.as_cut(comm, graph, problem, owner, out_edges)
+        tracemalloc.start()
+        assembly.build(comm, source, owner, size, N)
+        measured = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        need = memory.LayoutNeed.of(graph, size, "block").bytes(
+            held.of(range(comm.rank, comm.rank + 1)), symmetric=False
+        )
+    ratio_P = comm.allgather(need / measured)
+    assert 0.97 < ratio_P[0] < 1.5 and min(ratio_P) > 0.97
 
 
 @pytest.mark.parametrize("kind", ["sparse", "typed", "edges"])

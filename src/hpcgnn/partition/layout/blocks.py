@@ -29,6 +29,7 @@ from hpcgnn.storage.read.graph_file import GraphSlab
 from hpcgnn.storage.read.partition_file import EdgeLists
 
 INT32_LIMIT = np.iinfo(np.int32).max
+_INT32 = np.empty(0, np.int32)
 CARRIED = ("weight", "relation", "features")  # used by messages, in both directions
 EDGE_COLUMNS = (*CARRIED, "labels", "split")
 
@@ -243,23 +244,24 @@ def reversed_blocks(
         pieces = [np.split(getattr(one, name), getattr(one, ptr)[1:-1]) for one in in_lists]
         return between_parts(comm, num_parts, pieces, template)
 
-    narrow = np.empty(0, np.int32)
-    rows = exchange("rows", "row_ptr", narrow)
-    counts = exchange("counts", "row_ptr", narrow)
-    columns = exchange("columns", "edge_ptr", narrow)
+    forms = agree(comm, {name: getattr(one, name) for one in in_lists[:1] for name in CARRIED})
+    rows = exchange("rows", "row_ptr", _INT32)
+    counts = exchange("counts", "row_ptr", _INT32)
+    columns = exchange("columns", "edge_ptr", _INT32)
     found, orders = [], []
     for k, one in enumerate(in_lists):
-        lists, block_orders = _transposed(parts[k], one, rows[k], counts[k], columns[k])
+        lists, block_orders = _transposed(
+            parts[k], one, rows[k], counts[k], columns[k], keep=bool(forms)
+        )
         found.append(lists)
         orders.append(block_orders)
     del rows, counts, columns
-    forms = agree(comm, {name: getattr(one, name) for one in in_lists[:1] for name in CARRIED})
     for name, form in forms.items():
         values = exchange(name, "edge_ptr", form[:0])
         for k, made in enumerate(found):
             out = np.empty((len(made.columns), *form.shape[1:]), form.dtype)
             for q, order in enumerate(orders[k]):
-                out[made.edge_ptr[q] : made.edge_ptr[q + 1]] = values[k][q][order]
+                _take(values[k][q], order, out[made.edge_ptr[q] : made.edge_ptr[q + 1]])
                 values[k][q] = form[:0]
             setattr(made, name, out)
         del values
@@ -267,18 +269,28 @@ def reversed_blocks(
 
 
 def _transposed(
-    part: int, own: EdgeLists, rows: list[Array], counts: list[Array], columns: list[Array]
+    part: int,
+    own: EdgeLists,
+    rows: list[Array],
+    counts: list[Array],
+    columns: list[Array],
+    *,
+    keep: bool,
 ) -> tuple[EdgeLists, list[Array]]:
     """Return the out-edges of a part, and in each block the edges that came, in their new order.
 
-    `rows[q]`, `counts[q]` and `columns[q]` are those of part q's in-edges from this one. A block's
-    columns are positions in the list of rows sent there, so each of these rows has an edge.
+    Args:
+        rows, counts, columns: entry q is that of part q's in-edges from this one; `columns` are
+            freed. A block's columns are positions in the list of rows sent there, so each of these
+            rows has an edge.
+        keep: return the orders.
     """
     edge_ptr = pointers(np.array([len(column) for column in columns]))
     out = np.empty(int(edge_ptr[-1]), np.int32)
     row_lists, count_lists, orders = [], [], []
     received = np.array([len(one) for one in rows])
-    for q, column in enumerate(columns):
+    for q in range(len(columns)):
+        column, columns[q] = columns[q], _INT32
         sent = own.send_rows[own.send_ptr[q] : own.send_ptr[q + 1]]
         ends: Array = positions(len(rows[q])).astype(np.int32)
         if q == part:
@@ -286,15 +298,16 @@ def _transposed(
             sent = np.arange(int(column.max(initial=-1)) + 1, dtype=np.int32)
             received[q] = 0
         starts, order = group_by(column, len(sent))
-        columns[q] = column[:0]
-        out[edge_ptr[q] : edge_ptr[q + 1]] = np.repeat(ends, counts[q])[order]
+        del column
+        _take(np.repeat(ends, counts[q]), order, out[edge_ptr[q] : edge_ptr[q + 1]])
         count = np.diff(starts)
         row_lists.append(sent[count > 0])
         count_lists.append(count[count > 0].astype(np.int32))
-        orders.append(order)
+        if keep:
+            orders.append(order)
     between = np.diff(own.row_ptr)
     between[part] = 0
-    keep = [own.rows[: own.row_ptr[part]], own.rows[own.row_ptr[part + 1] :]]
+    others = [own.rows[: own.row_ptr[part]], own.rows[own.row_ptr[part + 1] :]]
     lists = EdgeLists(
         edge_ptr=edge_ptr,
         row_ptr=pointers(np.array([len(one) for one in row_lists])),
@@ -306,9 +319,15 @@ def _transposed(
         features=None,
         recv_ptr=pointers(received),
         send_ptr=pointers(between),
-        send_rows=np.concatenate(keep),
+        send_rows=np.concatenate(others),
     )
     return lists, orders
+
+
+def _take(values: Array, order: Array, out: Array) -> None:
+    """Store `values[order]` in `out`, by windows: NumPy would copy the whole order as int64."""
+    for low in range(0, len(order), ROWS):
+        out[low : low + ROWS] = values[order[low : low + ROWS]]
 
 
 def _mix(values: Array) -> Array:

@@ -87,7 +87,9 @@ class LayoutNeed:
 
     def _reversed(self, held: Held) -> float:
         kept = _lists(held) + self.edge_bytes * held.edges
-        coming = (8 + self.carried_bytes + self.widest) * held.out_edges + 24 * held.out_entries
+        block = self.inside * min(held.edges, held.out_edges)  # the largest, which is being sorted
+        beside = max(4 * block, (self.carried_bytes + self.widest) * held.out_edges)
+        coming = 8 * held.out_edges + beside + 24 * held.out_entries
         return float(36 * held.nodes + kept + coming)
 
     def _nodes(self, held: Held, symmetric: bool) -> float:
