@@ -30,7 +30,8 @@ def test_every_verb_has_three_examples_that_parse():
         for line in lines:
             words = shlex.split(line)
             if words[0] == "sbatch":
-                words = ["hpcgnn", Path(words[2]).stem, *words[3:]]
+                script = next(i for i, word in enumerate(words) if word.endswith(".sbatch"))
+                words = ["hpcgnn", Path(words[script]).stem, *words[script + 1 :]]
             argv = words[words.index("hpcgnn") + 1 :]
             args = cli._parser({argv[0]: cli._module(argv[0])}, argv).parse_args(argv)
             assert args.verb == argv[0]

@@ -74,7 +74,7 @@ EXAMPLES = {
     "jobs": (
         "hpcgnn jobs .",
         "hpcgnn jobs cluster/",
-        "sbatch --nodes=2 jobs/train.sbatch graph.p8.h5 --run-dir runs/big",
+        "sbatch --nodes=2 --ntasks-per-node=4 jobs/train.sbatch graph.p8.h5 --run-dir runs/big",
     ),
     "new": (
         "hpcgnn new my_model.py",
